@@ -1,0 +1,58 @@
+"""Make your own CLIP from any frozen encoders you trust, with the pairs you have, on one machine, in minutes.
+
+Nothing heavy is imported before it is used: `import fusemix` loads none of torch, transformers and their like.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fusemix.data.latents import Latents, open_latents
+    from fusemix.data.pairs import Pairs, read_pairs
+    from fusemix.encoders import Encoder, load_encoder
+    from fusemix.evaluate import Evaluation
+    from fusemix.extract import extract
+    from fusemix.index import Hit, Index
+    from fusemix.model import FuseMix, open_index
+
+_HOME = {
+    "Encoder": "fusemix.encoders",
+    "Evaluation": "fusemix.evaluate",
+    "FuseMix": "fusemix.model",
+    "Hit": "fusemix.index",
+    "Index": "fusemix.index",
+    "Latents": "fusemix.data.latents",
+    "Pairs": "fusemix.data.pairs",
+    "extract": "fusemix.extract",
+    "load_encoder": "fusemix.encoders",
+    "open_index": "fusemix.model",
+    "open_latents": "fusemix.data.latents",
+    "read_pairs": "fusemix.data.pairs",
+}
+
+__all__ = [
+    "Encoder",
+    "Evaluation",
+    "FuseMix",
+    "Hit",
+    "Index",
+    "Latents",
+    "Pairs",
+    "extract",
+    "load_encoder",
+    "open_index",
+    "open_latents",
+    "read_pairs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fusemix' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

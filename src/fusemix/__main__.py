@@ -1,0 +1,5 @@
+"""`python -m fusemix`."""
+
+from fusemix.cli import main
+
+main()

@@ -1,0 +1,296 @@
+"""The command line, one command per verb: parse, call, print. Heavy imports wait for the call."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import fusemix
+from fusemix.errors import DataError, FusemixError, choices
+
+if TYPE_CHECKING:
+    from fusemix.terminal import Bars
+
+app = typer.Typer(
+    help="Make your own CLIP from any frozen encoders you trust, with the pairs you have, on one machine, in minutes.",
+    epilog="Start with: fusemix demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+EXTRA: Any = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Device = Annotated[str | None, typer.Option(help="A torch device; by default CUDA where there is one.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Hold the options that stand before a verb."""
+    if version:
+        typer.echo(f"fusemix {fusemix.__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: fusemix demo")
+def demo(
+    out: Out = Path("fusemix-demo"),
+    limit: Annotated[int | None, typer.Option(help="Use only this many symbols, for a quicker look.", min=20)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs; by default the recipe's.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole job on symbols and their names: no download, about a minute."""
+    from fusemix.demo import run_demo
+    from fusemix.terminal import say, show_evaluation
+
+    with _bars(quiet) as bars:
+        done = run_demo(out, limit=limit, epochs=epochs, seed=seed, progress=bars)
+    if as_json:
+        typer.echo(json.dumps(done.evaluation.to_dict(), indent=2))
+        return
+    show_evaluation(done.evaluation)
+    say("\nFive questions, answered among the symbols that were never trained on:")
+    for example in done.examples:
+        say(f"  {example.query:<28} {'  '.join(label.split()[0] for label in example.labels)}    ({example.labels[0]})")
+    say(f"\n{sum(done.seconds.values()):.0f} s in all. Pictures and curves: {done.folder / 'report.html'}\n\nNext:")
+    for command in done.commands:
+        say(f"  {command}")
+
+
+@app.command(
+    context_settings=EXTRA,
+    epilog="Example: fusemix extract products.csv --image photo=facebook/dinov2-base --text title=minilm -o latents/",
+)
+def extract(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet table, or a folder of pictures.")],
+    out: Out,
+    image: Annotated[
+        str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of picture files, and what encodes them.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of texts, and what encodes them.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of what must stay in one split [default: the first modality].")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Column that says train, val or test [default: 'split', else 80/10/10].")
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that file names are relative to [default: the table's].")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Precision on disk: float16 or float32.")] = "float16",
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the frozen encoders once and keep the latents. Run it again to go on after an interruption.
+
+    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file of
+    latents; a column of vectors needs none. Any other modality is written --NAME COLUMN=ENCODER, in your own word.
+    """
+    import fusemix as fm
+    from fusemix.terminal import say
+
+    given = _modalities(context, image, text)
+    columns = {name: value.partition("=")[0] for name, value in given.items()}
+    encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
+    pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
+    with _bars(quiet) as bars:
+        latents = fm.extract(pairs, out=out, dtype=dtype, progress=bars, **encoders)
+    counts = {name: {"items": len(items), "encoded": len(latents.items[name])} for name, items in pairs.items.items()}
+    splits = {name: int((latents.splits == name).sum()) for name in dict.fromkeys(latents.splits.tolist())}
+    result = {"out": str(out), "rows": len(pairs), "pairs": len(latents), "splits": splits, "modalities": counts}
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    for name, count in counts.items():
+        failed = count["items"] - count["encoded"]
+        say(f"{name}: {count['items']:,} distinct items = {count['encoded']:,} encoded + {failed:,} failed")
+    say(
+        f"pairs: {len(pairs):,} rows, {len(latents):,} with every latent ({', '.join(f'{k} {v:,}' for k, v in splits.items())})"
+    )
+    if len(latents) < len(pairs):
+        say(f"what failed and why: {out / 'failed.parquet'}")
+    say(f"next: fusemix fit {out} -o model")
+
+
+@app.command(epilog="Example: fusemix fit latents/ -o model/")
+def fit(
+    latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
+    out: Out,
+    val: Annotated[
+        str, typer.Option(help="Split that chooses the epoch, or 'none' to keep the last; never test.")
+    ] = "val",
+    recipe: Annotated[str, typer.Option(help="'scaled' to the number of pairs, or 'paper'.")] = "scaled",
+    dim: Annotated[int | None, typer.Option(help="Width of the shared space.")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks per adapter.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Inside the blocks.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="lam ~ Beta(alpha, alpha); 0 turns mixing off.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs in the loss.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the adapters on the split train, and ridge and CCA beside them."""
+    import fusemix as fm
+    from fusemix.terminal import say
+
+    model = fm.FuseMix(
+        dim, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
+        recipe=recipe, seed=seed, device=device,
+    )  # fmt: skip
+    pairs = fm.open_latents(latents)
+    # A table without a val split is fine; a name that the user typed must be there.
+    held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
+    with _bars(quiet) as bars:
+        model.fit(pairs.only("train"), val=held, progress=bars)
+    model.save(out)
+    facts = model.facts_
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **facts, "config": model.config_.to_dict()}, indent=2))
+        return
+    say(f"{facts['pairs']:,} pairs, {facts['parameters']:,} parameters, {facts['seconds']:g} s")
+    how = f"best on {facts['val_pairs']:,} {val} pairs" if held is not None else "the last one; no validation split"
+    say(f"kept epoch {facts['best_epoch']} of {model.config_.epochs}: {how}")
+    say(f"next: fusemix evaluate {out} {latents}")
+
+
+@app.command(epilog="Example: fusemix evaluate model/ latents/ --split test")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit` wrote.")],
+    latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
+    split: Annotated[
+        str | None, typer.Option(help="Split to measure on [default: test, or val where there is no test].")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML report with pictures and curves here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval both ways, beside chance, ridge and CCA."""
+    import fusemix as fm
+    from fusemix.terminal import say, show_evaluation
+
+    pairs, fitted = fm.open_latents(latents), fm.FuseMix.load(model)
+    measured = pairs.only(split or ("test" if "test" in pairs.splits else "val"))
+    evaluation = fitted.evaluate(measured)
+    if report is not None:
+        from fusemix.report import test_examples, write_report
+
+        examples = test_examples(fitted, measured)
+        write_report(report, f"{model} on {latents}", fitted, evaluation, examples, {"fit": fitted.facts_["seconds"]})
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_dict(), indent=2))
+        return
+    show_evaluation(evaluation)
+    if report is not None:
+        say(f"report: {report}")
+
+
+@app.command(epilog="Example: fusemix index model/ latents/ -o index/")
+def index(
+    model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit` wrote.")],
+    latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
+    out: Out,
+    modality: Annotated[str | None, typer.Option(help="Items to search among [default: the first modality].")] = None,
+    split: Annotated[str | None, typer.Option(help="Only the items of this split [default: all].")] = None,
+) -> None:
+    """Embed items for search."""
+    import fusemix as fm
+    from fusemix.terminal import say
+
+    pairs, fitted = fm.open_latents(latents), fm.FuseMix.load(model)
+    items = (pairs.only(split) if split else pairs)[modality or pairs.modalities[0]]
+    fitted.index(items, pairs.root).save(out)
+    say(f"{len(items):,} {items.modality} items of {fitted.config_.dim} numbers each")
+    say(f'next: fusemix search {out} "your words"')
+
+
+@app.command(context_settings=EXTRA, epilog='Example: fusemix search index/ "red running shoe" -k 5')
+def search(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `fusemix index` wrote.")],
+    query: Annotated[str, typer.Argument(help="Words, or the name of a file.")],
+    k: Annotated[int, typer.Option("-k", help="Number of hits.", min=1)] = 10,
+    image: Annotated[
+        str | None, typer.Option(metavar="ENCODER", help="What encodes pictures, if it is your own code.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option(metavar="ENCODER", help="What encodes texts, if it is your own code.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the items nearest to a text or a file.
+
+    An index never runs code by itself: a modality that your own function encoded needs --NAME module:function here.
+    """
+    import fusemix as fm
+    from fusemix.terminal import show_hits
+
+    opened = fm.open_index(folder)
+    for name, encoder in _modalities(context, image, text).items():
+        opened.model.use_encoder(name, encoder)
+    path = Path(query)
+    hits = opened.search(path if path.is_file() else query, k)
+    if as_json:
+        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
+        return
+    show_hits(hits)
+
+
+def _modalities(context: typer.Context, image: str | None, text: str | None) -> dict[str, str]:
+    """Collect --image, --text and every --NAME VALUE that is no option of the command."""
+    words = list(context.args)
+    others: dict[str, str] = {}
+    while words:
+        word = words.pop(0)
+        name, joined, value = word.removeprefix("--").partition("=") if word.startswith("--") else ("", "", "")
+        if not joined and words:
+            value = words.pop(0)
+        known = [option.lstrip("-") for p in context.command.params for option in p.opts]
+        if not name or not value or value.startswith("--"):
+            raise DataError(f"{word!r} is no option of this command; {choices(word.lstrip('-'), known)}")
+        others[name] = value
+    given = {"image": image, **others, "text": text}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _bars(quiet: bool) -> "Bars":
+    from fusemix.terminal import Bars
+
+    return Bars(quiet)
+
+
+def main() -> None:
+    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
+    from fusemix.terminal import complain
+
+    try:
+        app()
+    except FusemixError as error:
+        complain(str(error))
+        sys.exit(2)
+    except OSError as error:
+        complain(f"{error}; nothing that was finished is lost")
+        sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == 130:
+            complain(f"interrupted; to go on: {shlex.join(['fusemix', *sys.argv[1:]])}")
+        raise

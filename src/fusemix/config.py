@@ -1,0 +1,92 @@
+"""What a fit was told to do: one frozen dataclass, saved with its result, and the two recipes that fill it."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from fusemix.errors import DataError, choices
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that decides a fit, apart from the latents and the device.
+
+    Attributes:
+        dim: S, width of the shared space.
+        depth: residual blocks per adapter; 0 leaves a LayerNorm and one linear map.
+        expansion: inner width of a block, as a multiple of the latent dim D.
+        dropout: probability inside a block, in [0, 1).
+        alpha: lam ~ Beta(alpha, alpha), one draw per batch; 0 turns mixing off.
+        batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved.
+        epochs: passes over the training pairs.
+        lr: peak learning rate of AdamW.
+        warmup_steps: steps of the linear warm-up.
+        schedule: "epoch" sets the cosine once per epoch, as the released code does; "step" follows it smoothly.
+        weight_decay: on matrices only.
+        temperature: initial value; logits = cosine / temperature, learned and clamped to [0.001, 0.5].
+        standardize: shift and scale each latent dimension by its training mean and deviation, inside the adapter.
+        seed: of weights, batches, lam and dropout.
+    """
+
+    dim: int
+    depth: int
+    expansion: int
+    dropout: float
+    alpha: float
+    batch_size: int
+    epochs: int
+    lr: float
+    warmup_steps: int
+    schedule: Literal["epoch", "step"]
+    weight_decay: float
+    temperature: float
+    standardize: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse values that no fit can use."""
+        for name in ("dim", "expansion", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("depth", "alpha", "warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"dropout is a probability in [0, 1), got {self.dropout}")
+        if not self.lr > 0:
+            raise DataError(f"lr must be positive, got {self.lr}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FitConfig":
+        """Build a config from saved values; an unknown or a missing key is an error, never a silent default."""
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise DataError(f"a fit has no setting {name!r}; {choices(name, sorted(known))}")
+        missing = known - set(values)
+        if missing:
+            raise DataError(f"the saved settings lack {', '.join(sorted(missing))}; was the file written by fusemix?")
+        return cls(**values)
+
+
+def paper(seed: int) -> FitConfig:
+    """Return the settings of the released image-text run (layer6ai-labs/fusemix, DINOv2-g and BGE on 5M pairs).
+
+    A batch of 40,960 pairs is halved by mixing; alpha 1 is a uniform lam; raw latents enter the adapters. Meant for
+    millions of pairs: on a few thousand its 500 epochs and batch are far from the best, see `scaled`.
+    """
+    return FitConfig(
+        dim=512, depth=4, expansion=4, dropout=0.6, alpha=1.0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
+        schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=seed,
+    )  # fmt: skip
+
+
+def scaled(pairs: int, seed: int) -> FitConfig:
+    """PLACE."""
+    return FitConfig(
+        dim=256, depth=1, expansion=4, dropout=0.5, alpha=1.0, batch_size=256, epochs=60, lr=2e-3, warmup_steps=50,
+        schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, seed=seed,
+    )  # fmt: skip

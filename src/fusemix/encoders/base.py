@@ -1,0 +1,58 @@
+"""What an encoder is: a frozen network, or anything else, that turns raw items into latents."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusemix.errors import EncoderError
+
+Latent = NDArray[np.float32]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A frozen map from raw items to latents. Any object with these four members is one.
+
+    Attributes:
+        fingerprint: everything that decides the latents, as plain JSON values: name, weights, preprocessing, pooling.
+        source: what `load_encoder` takes to load it again.
+        takes: the kind of raw items it wants: "image" (PIL images), "text" (strings), "file" (paths), "vector" (arrays)
+            or "any".
+        batch_size: items per call.
+    """
+
+    fingerprint: dict[str, Any]
+    source: str
+    takes: str
+    batch_size: int
+
+    def encode(self, items: Sequence[Any]) -> Latent:
+        """Encode n items to (n, D) float32."""
+        ...
+
+
+def encode_batch(encoder: Encoder, items: Sequence[Any]) -> Latent:
+    """Encode one batch and hold the result to the contract.
+
+    Raises:
+        EncoderError: not one row of numbers per item.
+    """
+    name = encoder.fingerprint.get("name", encoder.source)
+    try:
+        latents = np.asarray(encoder.encode(items), dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{name}: wanted {len(items)} rows of numbers for {len(items)} items; {error}") from error
+    if latents.ndim != 2 or len(latents) != len(items):
+        raise EncoderError(
+            f"{name}: wanted an array of shape ({len(items)}, D) for {len(items)} items, got {latents.shape}"
+        )
+    return latents
+
+
+def hash_json(value: Any) -> str:
+    """Hash plain settings, whatever the order of their keys."""
+    return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]

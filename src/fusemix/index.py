@@ -1,0 +1,160 @@
+"""Exact search over embeddings, in blocks. Always right, and fast enough to a million items."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fusemix import durable
+from fusemix.errors import DataError, StoreError
+
+FORMAT = "fusemix-index-1"
+_ROWS_PER_BLOCK = 1 << 16
+
+
+class QueryModel(Protocol):
+    """What an index needs of a model: to embed queries, and to go along when the index is saved."""
+
+    def embed(self, items: Sequence[Any], modality: str | None = None) -> Any:
+        """Embed raw items, (n, S) unit norm."""
+        ...
+
+    def use_encoder(self, modality: str, encoder: Any) -> Any:
+        """Encode raw items of a modality with this encoder."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer.
+
+    Attributes:
+        id: of the item.
+        score: cosine, higher is better.
+        modality: of the item.
+        path: its file, if it is one.
+        text: the text itself, if it is one.
+    """
+
+    id: str
+    score: float
+    modality: str
+    path: str | None
+    text: str | None
+
+
+class Index:
+    """Embeddings of the items of one modality, and the model that embeds queries into the same space.
+
+    Attributes:
+        embeddings: (N, S), unit norm, float32.
+        items: columns id and value (file name or text), N rows.
+        modality: of the items.
+        kind: what the items are.
+        root: folder of the files.
+        model: embeds queries.
+    """
+
+    def __init__(self, embeddings: Tensor, items: pa.Table, facts: dict[str, str], model: QueryModel) -> None:
+        self.embeddings = embeddings
+        self.items = items
+        self.modality, self.kind, self.root = facts["modality"], facts["kind"], Path(facts["root"])
+        self.model = model
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def search(self, query: Any, k: int = 10, modality: str | None = None) -> list[Hit]:
+        """Find the items nearest to one query.
+
+        Args:
+            query: a string is text, a Path is a file, a PIL image is an image.
+            k: how many hits, at most N.
+            modality: what the query is, where its type does not tell.
+
+        Raises:
+            DataError: a query that no modality of the model takes, or k below 1.
+        """
+        embedded = torch.as_tensor(self.model.embed([query], modality))
+        return self.hits(*self.search_embeddings(embedded, k))[0]
+
+    def hits(self, scores: Tensor, rows: Tensor) -> list[list[Hit]]:
+        """Turn what `search_embeddings` returns, (Q, k) each, into a list of hits per query."""
+        return [
+            [self._hit(row, score) for row, score in zip(*columns, strict=True)]
+            for columns in zip(rows.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def search_embeddings(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Find the nearest rows for many queries at once.
+
+        Args:
+            queries: (Q, S), unit norm.
+            k: hits per query.
+
+        Returns:
+            Scores (Q, k), falling, and rows (Q, k); k is at most N. Equal scores come in order of their rows.
+        """
+        if k < 1:
+            raise DataError(f"k must be at least 1, got {k}")
+        best = torch.empty(len(queries), 0)
+        rows = torch.empty(len(queries), 0, dtype=torch.int64)
+        for start in range(0, len(self), _ROWS_PER_BLOCK):
+            block = self.embeddings[start : start + _ROWS_PER_BLOCK]
+            numbers = torch.arange(start, start + len(block)).expand(len(queries), -1)
+            best = torch.cat([best, queries @ block.T], dim=1)
+            rows = torch.cat([rows, numbers], dim=1)
+            order = best.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            best, rows = best.gather(1, order), rows.gather(1, order)
+        return best, rows
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that needs nothing else: embeddings, items, facts and the model."""
+        folder = Path(folder)
+        sink = pa.BufferOutputStream()
+        pa.parquet.write_table(self.items, sink)
+        self.model.save(folder / "model")
+        durable.write(folder / "embeddings.safetensors", save({"embeddings": self.embeddings.contiguous()}))
+        durable.write(folder / "items.parquet", sink.getvalue().to_pybytes())
+        facts = {"format": FORMAT, "modality": self.modality, "kind": self.kind, "root": str(self.root)}
+        durable.write(folder / "facts.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path, model: QueryModel) -> "Index":
+        """Open what `save` wrote.
+
+        Raises:
+            StoreError: no index there, or a damaged one.
+        """
+        try:
+            facts = json.loads((folder / "facts.json").read_bytes())
+            if facts.get("format") != FORMAT:
+                raise StoreError(f"{folder} is no index of format {FORMAT}; make one with `fusemix index`")
+            embeddings = load_file(folder / "embeddings.safetensors")["embeddings"]
+            items = pa.parquet.read_table(folder / "items.parquet")
+            if len(embeddings) != len(items):
+                raise StoreError(f"{folder}: {len(embeddings)} embeddings for {len(items)} items; make the index again")
+            return cls(embeddings, items, facts, model)
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{folder} holds no index ({error.filename} is missing); make one with `fusemix index`"
+            ) from error
+        except (SafetensorError, pa.ArrowException, ValueError, KeyError) as error:
+            raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
+
+    def _hit(self, row: int, score: float) -> Hit:
+        value = self.items["value"][row].as_py()
+        path = str(self.root / value) if value is not None and self.kind != "text" else None
+        return Hit(self.items["id"][row].as_py(), score, self.modality, path, value if self.kind == "text" else None)

@@ -1,0 +1,388 @@
+"""FuseMix, the one object a user holds: fit, transform, embed, evaluate, index, save, load."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fusemix.align.adapters import Adapter
+from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, fit_closed_form
+from fusemix.config import FitConfig, paper, scaled
+from fusemix.data.latents import ItemLatents, Latents
+from fusemix.data.media import ItemError, load_image
+from fusemix.data.store import difference
+from fusemix.encoders import Encoder, encode_batch, load_encoder, runs_code
+from fusemix.errors import DataError, EncoderError, MismatchError, NotFittedError, StoreError, choices
+from fusemix.evaluate import Evaluation, chance, score
+from fusemix.fit import fit_adapters
+from fusemix.index import Index
+from fusemix.progress import Progress, silent
+from fusemix.state import Side, State
+
+PARAMETERS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "recipe", "seed", "device")
+
+
+class FuseMix:
+    """Two frozen latent spaces fused into one by small adapters (arXiv 2312.10144).
+
+    Hyper-parameters left at None come from the recipe. Attributes that end in `_` are there after `fit`.
+
+    Args:
+        dim: S, width of the shared space.
+        depth: residual blocks per adapter; 0 is a LayerNorm and a linear map.
+        dropout: inside the blocks, in [0, 1).
+        alpha: lam ~ Beta(alpha, alpha); 0 turns mixing off.
+        batch_size: pairs in the loss; with mixing twice as many are loaded.
+        epochs: passes over the pairs.
+        lr: peak learning rate.
+        recipe: "scaled" sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the
+            released run (`config.paper`).
+        seed: the same seed gives the same weights on the same machine.
+        device: a torch device; None takes CUDA where there is one.
+
+    Attributes:
+        modalities_: the two modalities, in the user's words.
+        adapters_: adapter of each.
+        config_: all settings of the fit.
+        history_: one record per epoch.
+        baselines_: ridge and CCA, fitted on the same pairs.
+        sides_: encoder facts of each modality.
+        facts_: pairs, splits, best epoch, temperature, seconds.
+    """
+
+    modalities_: tuple[str, str]
+    adapters_: dict[str, Adapter]
+    config_: FitConfig
+    history_: list[dict[str, float]]
+    baselines_: dict[str, ClosedForm]
+    sides_: dict[str, Side]
+    facts_: dict[str, Any]
+
+    def __init__(
+        self,
+        dim: int | None = None,
+        *,
+        depth: int | None = None,
+        dropout: float | None = None,
+        alpha: float | None = None,
+        batch_size: int | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        recipe: str = "scaled",
+        seed: int = 0,
+        device: str | None = None,
+    ) -> None:
+        self.dim = dim
+        self.depth = depth
+        self.dropout = dropout
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.lr = lr
+        self.recipe = recipe
+        self.seed = seed
+        self.device = device
+        self._encoders: dict[str, Encoder] = {}
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments; with it `sklearn.base.clone` works."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change constructor arguments."""
+        for name, value in params.items():
+            if name not in PARAMETERS:
+                raise DataError(f"FuseMix has no parameter {name!r}; {choices(name, PARAMETERS)}")
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self.get_params().items() if value is not None]
+        return f"FuseMix({', '.join(given)})"
+
+    def config(self, pairs: int) -> FitConfig:
+        """Return the settings that a fit on this many pairs would use."""
+        recipes = {"scaled": lambda: scaled(pairs, self.seed), "paper": lambda: paper(self.seed)}
+        if self.recipe not in recipes:
+            raise DataError(f"no recipe {self.recipe!r}; {choices(self.recipe, recipes)}")
+        names = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(recipes[self.recipe](), **given)
+
+    def fit(
+        self,
+        x: Latents | ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        val: Latents | tuple[ArrayLike, ArrayLike] | None = None,
+        progress: Progress = silent,
+    ) -> Self:
+        """Train the adapters, and ridge and CCA beside them.
+
+        Args:
+            x: latents of pairs; or an array (N, Dx).
+            y: array (N, Dy) whose row i belongs to row i of x.
+            val: pairs that choose the epoch; an empty set or None keeps the last epoch.
+            progress: called after every step.
+
+        Raises:
+            DataError: shapes or values that cannot be fitted, fewer than two pairs, or validation on a test split.
+        """
+        started = time.perf_counter()
+        train = _as_latents(x, y)
+        if isinstance(val, tuple):
+            val = _as_latents(*val)
+        if val is not None and not len(val):
+            val = None
+        config = self.config(len(train))
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        fitted = fit_adapters(train, val, config, device, progress)
+        first, second = train.modalities
+        self.modalities_ = (first, second)
+        self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
+        self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
+        self.baselines_ = {}
+        sides = [train.items[name].latents.float() for name in train.modalities]
+        for number, name in enumerate(CLOSED_FORMS):
+            progress("fit baselines", number, len(CLOSED_FORMS), name)
+            rows = (train.rows[first], train.rows[second])
+            self.baselines_[name] = fit_closed_form(name, sides[0], sides[1], rows, train.groups, self.seed)
+        progress("fit baselines", len(CLOSED_FORMS), len(CLOSED_FORMS))
+        self.facts_ = {
+            "pairs": len(train),
+            "items": {name: len(train[name]) for name in train.modalities},
+            "trained_on": sorted(set(train.splits.tolist())),
+            "chosen_on": sorted(set(val.splits.tolist())) if val is not None else [],
+            "val_pairs": len(val) if val is not None else 0,
+            "best_epoch": fitted.best_epoch,
+            "temperature": fitted.temperature,
+            "parameters": sum(p.numel() for adapter in fitted.adapters.values() for p in adapter.parameters()),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        return self
+
+    def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""
+        first, second = self._fitted().modalities_
+        return self.embed_latents(first, x), self.embed_latents(second, y)
+
+    def fit_transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Fit on arrays and embed them."""
+        return self.fit(x, y).transform(x, y)
+
+    def score(self, x: ArrayLike, y: ArrayLike) -> float:
+        """Return the mean R@1 of both directions, in [0, 1]; row i of x belongs to row i of y."""
+        ways = self.evaluate(_as_latents(x, y)).retrieval.values()
+        return float(np.mean([scores.recall[1] for scores in ways])) / 100
+
+    def embed_latents(self, modality: str, latents: ArrayLike | Tensor) -> NDArray[np.float32]:
+        """Embed latents (N, D) of one modality: (N, S), unit norm."""
+        embedded: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents)).numpy()
+        return embedded
+
+    def embed(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
+        """Encode raw items with the frozen encoder and embed them: (n, S), unit norm.
+
+        Args:
+            items: strings (texts), Paths (files) or PIL images.
+            modality: which modality they are; by default the one that takes items of this type.
+
+        Raises:
+            DataError: a file that cannot be used, or no modality that takes such items.
+            EncoderError: the encoder does not load, or only by running code that a folder names.
+            MismatchError: the encoder is not the one that the model was fitted on.
+        """
+        modality = modality or self._modality_of(items[0])
+        side = self._side(modality)
+        raw = [_decode(item, side.kind) for item in items]
+        encoder = self.encoder(modality)
+        parts = [raw[i : i + encoder.batch_size] for i in range(0, len(raw), encoder.batch_size)]
+        return self.embed_latents(modality, np.concatenate([encode_batch(encoder, part) for part in parts]))
+
+    def encoder(self, modality: str) -> Encoder:
+        """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
+        if modality not in self._encoders:
+            side = self._side(modality)
+            if side.encoder.get("loader") == "vectors" or side.source == "":
+                raise EncoderError(
+                    f"the latents of {modality!r} were given ready-made, so raw {modality} items cannot be encoded"
+                )
+            if runs_code(side.source):
+                raise EncoderError(
+                    f"{modality!r} was encoded by {side.source}; a saved model never runs code by itself: "
+                    f"name the encoder yourself (--{modality} {side.source}, or model.use_encoder)"
+                )
+            self.use_encoder(modality, load_encoder(side.source, side.kind))
+        return self._encoders[modality]
+
+    def use_encoder(self, modality: str, encoder: Any) -> Self:
+        """Encode raw items of a modality with this encoder (anything `load_encoder` takes).
+
+        Raises:
+            MismatchError: its fingerprint differs from the one that the model was fitted on.
+        """
+        side = self._side(modality)
+        loaded = load_encoder(encoder, side.kind)
+        differs = difference(side.encoder, loaded.fingerprint)
+        if differs:
+            raise MismatchError(f"this is not the encoder of {modality!r} that the model was fitted on: {differs}")
+        self._encoders[modality] = loaded
+        return self
+
+    def evaluate(self, latents: Latents) -> Evaluation:
+        """Measure retrieval both ways, beside chance, ridge and CCA.
+
+        Raises:
+            DataError: no pairs.
+            MismatchError: latents of other encoders or modalities than the model's.
+        """
+        self._fitted()._check(latents)
+        if not len(latents):
+            raise DataError("there are no pairs to evaluate on")
+        baselines = {name: score(self._baseline_embed(form), latents) for name, form in self.baselines_.items()}
+        notes = [
+            f"the split {name!r} was trained on: this is no measure of unseen pairs"
+            for name in sorted(set(self.facts_["trained_on"]) & set(latents.splits.tolist()) - {"arrays"})
+        ] + [
+            f"the split {name!r} chose the epoch: slightly in the model's favour"
+            for name in sorted(set(self.facts_["chosen_on"]) & set(latents.splits.tolist()) - {"arrays"})
+        ]
+        retrieval = score(self._embed_tensor, latents)
+        return Evaluation(latents.split_name, len(latents), retrieval, {"chance": chance(latents), **baselines}, notes)
+
+    def index(self, items: ItemLatents, root: str | Path = "") -> Index:
+        """Embed the items of one modality for search.
+
+        Args:
+            items: such as `latents["image"]`.
+            root: folder that file names are relative to.
+        """
+        self._check_side(items)
+        table = pa.table({"id": items.ids, "value": pa.array(items.values, pa.string())})
+        facts = {"modality": items.modality, "kind": items.kind, "root": str(root)}
+        return Index(self._embed_tensor(items.modality, items.latents), table, facts, self)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model as a folder, see `state`."""
+        self._fitted()
+        State(
+            self.get_params(),
+            self.modalities_,
+            self.sides_,
+            self.config_,
+            self.adapters_,
+            self.baselines_,
+            self.history_,
+            self.facts_,
+        ).save(Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FuseMix":
+        """Open what `save` wrote; runs no code of the folder.
+
+        Raises:
+            StoreError: no model there, or a damaged one; it names the file.
+        """
+        state = State.load(Path(folder))
+        model = cls().set_params(**state.params)
+        model.modalities_, model.sides_, model.config_ = state.modalities, state.sides, state.config
+        model.adapters_, model.baselines_ = state.adapters, state.baselines
+        model.history_, model.facts_ = state.history, state.facts
+        return model
+
+    def _fitted(self) -> Self:
+        if not hasattr(self, "adapters_"):
+            raise NotFittedError("this FuseMix is not fitted yet: call fit, or FuseMix.load")
+        return self
+
+    def _side(self, modality: str) -> Side:
+        sides = self._fitted().sides_
+        if modality not in sides:
+            raise DataError(f"the model has no modality {modality!r}; {choices(modality, sides)}")
+        return sides[modality]
+
+    def _modality_of(self, item: Any) -> str:
+        """Find the modality that takes an item of this type."""
+        kinds = ("text",) if isinstance(item, str) else ("file", "image") if isinstance(item, Path) else ("image",)
+        found = [name for name, side in self._fitted().sides_.items() if side.kind in kinds]
+        if len(found) == 1:
+            return found[0]
+        what = {str: "a text"}.get(type(item), "a file" if isinstance(item, Path) else f"a {type(item).__name__}")
+        known = ", ".join(f"{name} ({side.kind})" for name, side in self.sides_.items())
+        raise DataError(f"cannot tell which modality {what} is: the model has {known}; say modality=")
+
+    def _check(self, latents: Latents) -> None:
+        """Refuse latents that are not of this model's encoders."""
+        if set(latents.modalities) != set(self.modalities_):
+            raise MismatchError(
+                f"the model joins {' and '.join(self.modalities_)}, these latents are of {' and '.join(latents.modalities)}"
+            )
+        for items in latents.items.values():
+            self._check_side(items)
+
+    def _check_side(self, items: ItemLatents) -> None:
+        side = self._side(items.modality)
+        differs = difference(side.encoder, items.encoder)
+        if differs:
+            raise MismatchError(
+                f"the {items.modality} latents come from another encoder than the model was fitted on: {differs}; "
+                "extract them with the same encoder, or fit again"
+            )
+        if items.latents.shape[1] != side.dim:
+            raise MismatchError(
+                f"the model takes {items.modality} latents of width {side.dim}, got {items.latents.shape[1]}"
+            )
+
+    @torch.inference_mode()
+    def _embed_tensor(self, modality: str, latents: Tensor) -> Tensor:
+        """(N, D) -> (N, S) on the CPU, in blocks."""
+        dim = self._side(modality).dim
+        if latents.ndim != 2 or latents.shape[1] != dim:
+            raise DataError(f"{modality}: wanted latents of shape (N, {dim}), got {tuple(latents.shape)}")
+        adapter = self.adapters_[modality]
+        parts = [adapter(block.float()) for block in torch.split(latents, 4096)]
+        return torch.cat(parts) if parts else torch.empty(0, self.config_.dim)
+
+    def _baseline_embed(self, form: ClosedForm) -> Any:
+        first = self.modalities_[0]
+        return lambda modality, latents: form.embed_x(latents) if modality == first else form.embed_y(latents)
+
+
+def open_index(folder: str | Path) -> Index:
+    """Open an index that `Index.save` wrote, with its model.
+
+    Raises:
+        StoreError: no index there, or a damaged one.
+    """
+    folder = Path(folder)
+    if not (folder / "model").is_dir():
+        raise StoreError(f"{folder} holds no index; make one with `fusemix index`")
+    return Index.load(folder, FuseMix.load(folder / "model"))
+
+
+def _as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
+    if isinstance(x, Latents):
+        return x
+    if y is None:
+        raise DataError("fit takes Latents, or two arrays whose rows belong together")
+    return Latents.from_arrays(x=x, y=y)
+
+
+def _side(items: ItemLatents) -> Side:
+    return Side(items.kind, items.latents.shape[1], items.encoder, items.source)
+
+
+def _decode(item: Any, kind: str) -> Any:
+    if kind != "image" or not isinstance(item, (str, Path)):
+        return item
+    try:
+        return load_image(Path(item))
+    except ItemError as error:
+        raise DataError(f"{item}: {error.reason}: {error}") from error

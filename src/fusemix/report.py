@@ -1,0 +1,234 @@
+"""One HTML file that shows what a model found: pictures, bars, curves, and what was used."""
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusemix import durable
+from fusemix.align.metrics import CUTOFFS
+from fusemix.data.latents import Latents
+from fusemix.data.media import IMAGE_SUFFIXES, ItemError, load_image
+from fusemix.errors import MissingExtraError
+from fusemix.evaluate import Evaluation
+from fusemix.index import Hit
+from fusemix.model import FuseMix
+
+COLOURS = {"chance": "#b8bec9", "ridge": "#8fa3c4", "cca": "#5b78ad", "fusemix": "#d9480f"}
+THUMBNAIL = 96  # pixels
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2330; --soft: #667085; --line: #e2e6ed; --paper: #fff; --card: #f6f8fb; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6eaf1; --soft: #98a2b3; --line: #2b3444; --paper: #10151f; --card: #182130; }
+}
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
+  margin: 2.5rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; }
+p.lead, p.note, figcaption, .meta { color: var(--soft); margin: .2rem 0; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; color: var(--soft); } th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+tr.own td { font-weight: 650; }
+.query { margin: 1.1rem 0 .4rem; font-weight: 600; }
+.hits { display: flex; flex-wrap: wrap; gap: .6rem; }
+.hit { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; width: 8.2rem; }
+.hit img { width: 96px; height: 96px; object-fit: contain; background: #fff; border-radius: .3rem; display: block;
+  margin: 0 auto; }
+.hit .label { font-size: .78rem; line-height: 1.25; margin-top: .35rem; overflow-wrap: anywhere; }
+.hit .meta { font-size: .75rem; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 24rem; background: #fff;
+  border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; }
+.plots svg { width: 100%; height: auto; } figcaption { font-size: .85rem; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; overflow-x: auto; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; } dt { color: var(--soft); } dd { margin: 0; }
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query with its answers.
+
+    Attributes:
+        query: the text.
+        hits: what came back.
+        labels: a caption for each hit.
+    """
+
+    query: str
+    hits: list[Hit]
+    labels: list[str]
+
+
+def write_report(
+    path: Path,
+    title: str,
+    model: FuseMix,
+    evaluation: Evaluation,
+    examples: Sequence[Example],
+    seconds: dict[str, float],
+    commands: Sequence[str] = (),
+) -> None:
+    """Write the report.
+
+    Args:
+        path: of the HTML file.
+        title: heading.
+        model: what was fitted.
+        evaluation: what it reached.
+        examples: queries with hits; hits that are pictures are shown.
+        seconds: time of each stage.
+        commands: what to type next.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    plots = [(recall_bars(evaluation), "Recall on the split, by method; the line on a bar is the 95 % interval.")]
+    plots.append((curves(model), "Training loss and validation recall; the dot is the epoch that was kept."))
+    figures = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots)
+    answers = f"<h2>Queries</h2>{''.join(_example(e) for e in examples)}" if examples else ""
+    after = f"<h2>Next</h2><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
+    html = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(evaluation.caption())}</p>'
+        f"{answers}<h2>Retrieval</h2>{_table(evaluation)}"
+        f'<h2>Curves</h2><div class="plots">{figures}</div>'
+        f"<h2>What was used</h2>{_used(model, seconds)}{after}</body></html>\n"
+    )
+    durable.write(path, html.encode())
+
+
+def test_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6) -> list[Example]:
+    """Ask `count` texts of these pairs, evenly spread, for the items they are paired with; none without a text modality."""
+    text = next((name for name in latents if latents.items[name].kind == "text"), None)
+    if text is None:
+        return []
+    other = next(name for name in latents.modalities if name != text)
+    texts, index = latents[text], model.index(latents[other], latents.root)
+    rows = np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(int)
+    queries = torch.from_numpy(model.embed_latents(text, texts.latents[torch.from_numpy(rows)]))
+    examples = []
+    for row, hits in zip(rows, index.hits(*index.search_embeddings(queries, k)), strict=True):
+        labels = [hit.text or hit.id for hit in hits]
+        examples.append(Example(str(texts.values[row] or texts.ids[row]), hits, labels))
+    return examples
+
+
+def recall_bars(evaluation: Evaluation) -> str:
+    """Draw R@1, R@5 and R@10 of every method in both directions; return SVG."""
+    figure = _figure(6.4, 3.4)
+    methods = {**evaluation.baselines, "fusemix": evaluation.retrieval}
+    axes = figure.subplots(1, len(evaluation.retrieval), sharey=True)
+    for ax, way in zip(axes, evaluation.retrieval, strict=True):
+        for place, (name, ways) in enumerate(methods.items()):
+            s = ways[way]
+            where = [i + (place - (len(methods) - 1) / 2) * 0.2 for i in range(len(CUTOFFS))]
+            heights = [s.recall[k] for k in CUTOFFS]
+            ax.bar(where, heights, 0.19, color=COLOURS.get(name, "#888"), label=name)
+            for x, k in zip(where, CUTOFFS, strict=True):
+                if k in s.interval:
+                    ax.plot([x, x], s.interval[k], color="#1c2330", linewidth=0.9)
+        ax.set_title(way.replace("->", " → "), fontsize=10)
+        ax.set_xticks(range(len(CUTOFFS)), [f"R@{k}" for k in CUTOFFS])
+        ax.set_ylim(0, 100)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("% of queries")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    return _svg(figure)
+
+
+def curves(model: FuseMix) -> str:
+    """Draw loss and validation recall against the epoch; return SVG."""
+    figure = _figure(6.4, 3.4)
+    ax = figure.subplots()
+    history = model.history_
+    ax.plot([r["epoch"] for r in history], [r["loss"] for r in history], color=COLOURS["cca"], label="training loss")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel("loss", color=COLOURS["cca"])
+    ax.set_ylim(bottom=0)
+    ax.spines["top"].set_visible(False)
+    measured = [r for r in history if "val" in r]
+    if measured:
+        right = ax.twinx()
+        right.plot([r["epoch"] for r in measured], [r["val"] for r in measured], color=COLOURS["fusemix"])
+        kept = next(r for r in measured if r["epoch"] == model.facts_["best_epoch"])
+        right.plot(kept["epoch"], kept["val"], "o", color=COLOURS["fusemix"])
+        right.set_ylabel("validation recall, mean of R@1, 5, 10 both ways", color=COLOURS["fusemix"], fontsize=8)
+        right.set_ylim(0, 100)
+        right.spines["top"].set_visible(False)
+    return _svg(figure)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot", "a report") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Any) -> str:
+    out = StringIO()
+    figure.savefig(out, format="svg")
+    text = out.getvalue()
+    return text[text.index("<svg") :]  # without the XML head, so that it can stand in HTML
+
+
+def _example(example: Example) -> str:
+    hits = "".join(
+        f'<div class="hit">{_thumbnail(hit)}<div class="label">{escape(label)}</div>'
+        f'<div class="meta">{hit.score:.3f}</div></div>'
+        for hit, label in zip(example.hits, example.labels, strict=True)
+    )
+    return f'<div class="query">“{escape(example.query)}”</div><div class="hits">{hits}</div>'
+
+
+def _thumbnail(hit: Hit) -> str:
+    """Show the picture of a hit, re-encoded; nothing for a hit that is none or cannot be read."""
+    if hit.path is None or Path(hit.path).suffix.lower() not in IMAGE_SUFFIXES:
+        return ""
+    try:
+        image = load_image(Path(hit.path))
+    except ItemError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    out = BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return f'<img alt="" src="data:image/png;base64,{b64encode(out.getvalue()).decode()}">'
+
+
+def _table(evaluation: Evaluation) -> str:
+    head, *rows = evaluation.table()
+    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
+    for row in rows:
+        own = ' class="own"' if row[1] == "fusemix" else ""
+        lines.append(f"<tr{own}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+    notes = "".join(f'<p class="note">Note: {escape(note)}.</p>' for note in evaluation.notes)
+    return f"<table>{''.join(lines)}</table>{notes}"
+
+
+def _used(model: FuseMix, seconds: dict[str, float]) -> str:
+    facts, config = model.facts_, model.config_
+    entries = {
+        name: f"{side.encoder.get('name', 'arrays')} ({side.dim} numbers), frozen"
+        for name, side in model.sides_.items()
+    }
+    entries["pairs"] = (
+        f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose the epoch ({facts['best_epoch']} of {config.epochs})"
+    )
+    entries["adapters"] = f"{config.depth} block(s), {config.dim} shared dimensions, {facts['parameters']:,} parameters"
+    entries["mixing"] = (
+        f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one per batch of {config.batch_size}"
+        if config.alpha
+        else "off"
+    )
+    entries["time"] = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+    return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries.items()) + "</dl>"

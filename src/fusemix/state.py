@@ -1,0 +1,143 @@
+"""A fitted model as a folder: adapters.safetensors, baselines.safetensors, facts.json and README.md, the model card."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fusemix import durable
+from fusemix.align.adapters import Adapter
+from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm
+from fusemix.config import FitConfig
+from fusemix.errors import DataError, StoreError
+
+FORMAT = "fusemix-model-1"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a model knows of one modality: enough to take queries and to refuse latents of another encoder.
+
+    Attributes:
+        kind: what raw items are, see `data.pairs.Kind`.
+        dim: D, width of the latents.
+        encoder: fingerprint.
+        source: how to load the encoder again.
+    """
+
+    kind: str
+    dim: int
+    encoder: dict[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a fit leaves, see `FuseMix`."""
+
+    params: dict[str, Any]
+    modalities: tuple[str, str]
+    sides: dict[str, Side]
+    config: FitConfig
+    adapters: dict[str, Adapter]
+    baselines: dict[str, ClosedForm]
+    history: list[dict[str, float]]
+    facts: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write the folder; facts.json last, so that a half-written model is no model."""
+        weights = {f"{name}/{key}": value for name, a in self.adapters.items() for key, value in a.state_dict().items()}
+        maps = {
+            f"{name}/{key}": value for name, form in self.baselines.items() for key, value in form.to_tensors().items()
+        }
+        facts = {
+            "format": FORMAT,
+            "params": self.params,
+            "config": self.config.to_dict(),
+            "modalities": list(self.modalities),
+            "sides": {name: asdict(side) for name, side in self.sides.items()},
+            "facts": self.facts,
+            "history": self.history,
+        }
+        (folder / "facts.json").unlink(missing_ok=True)
+        durable.write(folder / "adapters.safetensors", _bytes(weights))
+        durable.write(folder / "baselines.safetensors", _bytes(maps))
+        durable.write(folder / "README.md", self.card().encode())
+        durable.write(folder / "facts.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "State":
+        """Read the folder; runs no code of it.
+
+        Raises:
+            StoreError: no model there, or a damaged one; it names the file.
+        """
+        try:
+            saved = json.loads((folder / "facts.json").read_bytes())
+            if saved.get("format") != FORMAT:
+                raise StoreError(f"{folder} is no model of format {FORMAT}; make one with `fusemix fit`")
+            config = FitConfig.from_dict(saved["config"])
+            sides = {name: Side(**side) for name, side in saved["sides"].items()}
+            weights = load_file(folder / "adapters.safetensors")
+            adapters = {name: Adapter(side.dim, config).eval() for name, side in sides.items()}
+            for name, adapter in adapters.items():
+                adapter.load_state_dict(_part(weights, name), strict=True)
+            maps = load_file(folder / "baselines.safetensors")
+            baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in CLOSED_FORMS}
+            first, second = saved["modalities"]
+            return cls(
+                saved["params"], (first, second), sides, config, adapters, baselines, saved["history"], saved["facts"]
+            )
+        except FileNotFoundError as error:
+            message = f"{folder} holds no model ({error.filename} is missing); make one with `fusemix fit`"
+            raise StoreError(message) from error
+        except (SafetensorError, DataError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder}: the model is damaged or was made by another version: {error}") from error
+
+    def card(self) -> str:
+        """Return the model card, in Markdown."""
+        first, second = self.modalities
+        facts, width = self.facts, self.sides[first].dim
+        encoders = "\n".join(
+            f"- {name}: `{side.encoder.get('name', 'arrays')}`, {side.dim} numbers" for name, side in self.sides.items()
+        )
+        settings = "\n".join(f"- {name}: {value}" for name, value in self.config.to_dict().items())
+        chosen = f"chosen on {facts['val_pairs']:,} pairs of {', '.join(facts['chosen_on'])}"
+        return f"""# {first} and {second} in one space
+
+Adapters trained with fusemix (FuseMix, arXiv 2312.10144) on the latents of two frozen encoders:
+
+{encoders}
+
+{facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}; {facts["parameters"]:,} parameters; epoch \
+{facts["best_epoch"]}, {chosen if facts["chosen_on"] else "the last one"}; {facts["seconds"]:g} s.
+
+## Settings
+
+{settings}
+
+## Use
+
+```python
+import fusemix as fm
+
+model = fm.FuseMix.load("FOLDER")
+model.embed_latents("{first}", latents)  # (N, {width}) -> (N, {self.config.dim})
+```
+
+The licences of the encoders and of the data pass on to these adapters.
+"""
+
+
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    content: bytes = save({key: value.contiguous() for key, value in tensors.items()})
+    return content
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors under `name/`, without the prefix."""
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
