@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fusemix.data.pairs import Pairs, read_pairs
     from fusemix.encoders import Encoder, load_encoder
     from fusemix.evaluate import Evaluation
-    from fusemix.extract import extract
+    from fusemix.extraction import extract
     from fusemix.index import Hit, Index
     from fusemix.model import FuseMix, open_index
 
@@ -25,7 +25,7 @@ _HOME = {
     "Index": "fusemix.index",
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
-    "extract": "fusemix.extract",
+    "extract": "fusemix.extraction",
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",

@@ -192,9 +192,9 @@ def evaluate(
     measured = pairs.only(split or ("test" if "test" in pairs.splits else "val"))
     evaluation = fitted.evaluate(measured)
     if report is not None:
-        from fusemix.report import test_examples, write_report
+        from fusemix.report import split_examples, write_report
 
-        examples = test_examples(fitted, measured)
+        examples = split_examples(fitted, measured)
         write_report(report, f"{model} on {latents}", fitted, evaluation, examples, {"fit": fitted.facts_["seconds"]})
     if as_json:
         typer.echo(json.dumps(evaluation.to_dict(), indent=2))

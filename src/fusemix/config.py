@@ -15,6 +15,7 @@ class FitConfig:
         depth: residual blocks per adapter; 0 leaves a LayerNorm and one linear map.
         expansion: inner width of a block, as a multiple of the latent dim D.
         dropout: probability inside a block, in [0, 1).
+        input_dropout: probability that a latent dimension is set to its mean (to 0 without `standardize`), in [0, 1).
         alpha: lam ~ Beta(alpha, alpha), one draw per batch; 0 turns mixing off.
         batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved.
         epochs: passes over the training pairs.
@@ -31,6 +32,7 @@ class FitConfig:
     depth: int
     expansion: int
     dropout: float
+    input_dropout: float
     alpha: float
     batch_size: int
     epochs: int
@@ -50,8 +52,9 @@ class FitConfig:
         for name in ("depth", "alpha", "warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise DataError(f"dropout is a probability in [0, 1), got {self.dropout}")
+        for name in ("dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise DataError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
         if not self.lr > 0:
             raise DataError(f"lr must be positive, got {self.lr}")
 
@@ -79,7 +82,7 @@ def paper(seed: int) -> FitConfig:
     millions of pairs: on a few thousand its 500 epochs and batch are far from the best, see `scaled`.
     """
     return FitConfig(
-        dim=512, depth=4, expansion=4, dropout=0.6, alpha=1.0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
+        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
         schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=seed,
     )  # fmt: skip
 
@@ -87,6 +90,6 @@ def paper(seed: int) -> FitConfig:
 def scaled(pairs: int, seed: int) -> FitConfig:
     """PLACE."""
     return FitConfig(
-        dim=256, depth=1, expansion=4, dropout=0.5, alpha=1.0, batch_size=256, epochs=60, lr=2e-3, warmup_steps=50,
+        dim=256, depth=1, expansion=4, dropout=0.5, input_dropout=0.1, alpha=1.0, batch_size=256, epochs=60, lr=2e-3, warmup_steps=50,
         schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, seed=seed,
     )  # fmt: skip

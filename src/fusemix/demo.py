@@ -10,7 +10,7 @@ from fusemix.data.latents import Latents
 from fusemix.data.pairs import read_pairs
 from fusemix.data.symbols import write_symbols
 from fusemix.evaluate import Evaluation
-from fusemix.extract import extract
+from fusemix.extraction import extract
 from fusemix.model import FuseMix
 from fusemix.progress import Progress, silent
 from fusemix.report import Example, write_report

@@ -205,15 +205,20 @@ def batches(pairs: int, config: FitConfig, rng: np.random.Generator) -> Iterator
 
 
 def learning_rate(config: FitConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine to 1e-6: set anew each epoch ("epoch", as released) or at every step ("step")."""
-    warm = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.schedule == "step":
-        total = steps_per_epoch * config.epochs - config.warmup_steps
-        done = max(0.0, (step - config.warmup_steps) / max(1, total))
-        return MIN_LR + (config.lr - MIN_LR) * warm * _cosine(done)
+    """Linear warm-up, then a cosine down to 1e-6.
+
+    "epoch", as released: the warm-up lies inside the first epoch, then the rate is set once per epoch. "step": the
+    rate changes at every step, and the warm-up is at most a tenth of all steps, so that a short fit reaches its peak.
+    """
+    total = steps_per_epoch * config.epochs
+    warmup = config.warmup_steps if config.schedule == "epoch" else min(config.warmup_steps, total // 10)
+    warm = min(1.0, step / warmup) if warmup else 1.0
     epoch = step // steps_per_epoch
-    # The released run warms up inside the first epoch only, and jumps to the cosine where that epoch ends.
-    return MIN_LR + (config.lr - MIN_LR) * (warm if epoch == 0 else _cosine(epoch / config.epochs))
+    if config.schedule == "epoch":
+        share = warm if epoch == 0 else _cosine(epoch / config.epochs)
+    else:
+        share = warm * _cosine(max(0, step - warmup) / max(1, total - warmup))
+    return MIN_LR + (config.lr - MIN_LR) * share
 
 
 def _cosine(done: float) -> float:

@@ -310,13 +310,19 @@ class FuseMix:
 
     def _modality_of(self, item: Any) -> str:
         """Find the modality that takes an item of this type."""
-        kinds = ("text",) if isinstance(item, str) else ("file", "image") if isinstance(item, Path) else ("image",)
+        from PIL.Image import Image
+
+        takers = {str: ("text",), Path: ("file", "image"), Image: ("image",)}
+        kinds = next((kinds for type_, kinds in takers.items() if isinstance(item, type_)), ())
         found = [name for name, side in self._fitted().sides_.items() if side.kind in kinds]
         if len(found) == 1:
             return found[0]
-        what = {str: "a text"}.get(type(item), "a file" if isinstance(item, Path) else f"a {type(item).__name__}")
         known = ", ".join(f"{name} ({side.kind})" for name, side in self.sides_.items())
-        raise DataError(f"cannot tell which modality {what} is: the model has {known}; say modality=")
+        what = type(item).__name__
+        raise DataError(
+            f"cannot tell which modality a {what} is: a str is text, a Path is a file, a PIL image is an image, "
+            f"and the model has {known}; say modality="
+        )
 
     def _check(self, latents: Latents) -> None:
         """Refuse latents that are not of this model's encoders."""

@@ -106,7 +106,7 @@ def write_report(
     durable.write(path, html.encode())
 
 
-def test_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6) -> list[Example]:
+def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6) -> list[Example]:
     """Ask `count` texts of these pairs, evenly spread, for the items they are paired with; none without a text modality."""
     text = next((name for name in latents if latents.items[name].kind == "text"), None)
     if text is None:

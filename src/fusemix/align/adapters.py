@@ -42,6 +42,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
+        self.input_dropout = nn.Dropout(config.input_dropout)
         self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(latent_dim)
         self.project = nn.Linear(latent_dim, config.dim)
@@ -59,5 +60,5 @@ class Adapter(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Embed latents: (B, D) -> (B, S), unit norm."""
-        x = self.blocks((latents - self.shift) * self.scale)
+        x = self.blocks(self.input_dropout((latents - self.shift) * self.scale))
         return F.normalize(self.project(self.norm(x)), dim=-1)

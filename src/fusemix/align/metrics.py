@@ -82,7 +82,7 @@ def _rank_block(scores: Tensor, rows: Tensor, mask: Tensor) -> tuple[Tensor, Ten
     relevant_above = (relevant[:, None, :] >= relevant[:, :, None]).sum(2)
     others = above - relevant_above  # items before each relevant one that are not relevant
     place = torch.arange(1, relevant.shape[1] + 1, device=scores.device)
-    precision = (place / (place + others)).double().masked_fill(~real, 0).sum(1) / mask.sum(1)
+    precision = (place.double() / (place + others)).masked_fill(~real, 0).sum(1) / mask.sum(1)
     return others[:, 0] + 1, precision
 
 

@@ -177,9 +177,14 @@ def open_latents(folder: str | Path) -> Latents:
         raise StoreError(
             f"{folder} holds no latents (no pairs.parquet); make them with `fusemix extract ... -o {folder}`"
         )
-    table = pa.parquet.read_table(folder / "pairs.parquet")
-    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    modalities = meta["fusemix.modalities"].split("\n")
+    try:
+        table = pa.parquet.read_table(folder / "pairs.parquet")
+        meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        modalities = meta["fusemix.modalities"].split("\n")
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise StoreError(
+            f"{folder / 'pairs.parquet'} is damaged or not of fusemix ({error}); delete it and extract again"
+        ) from error
     groups, splits = table["fusemix.group"].to_numpy(), table["fusemix.split"].to_numpy().astype(str)
     items, rows = {}, {}
     for modality in modalities:

@@ -1,5 +1,6 @@
 """Decode media files safely: limits that are checked before decoding, and a typed reason for every failure."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,14 @@ class ItemError(Exception):
         self.reason: Reason = reason
 
 
+def is_file(path: Path) -> bool:
+    """Tell whether there is such a file; a name that no disk can hold, as a long caption, is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def load_image(path: Path) -> "Image":
     """Decode a picture as upright RGB; of an animation the first frame; transparency becomes white.
 
@@ -34,15 +43,22 @@ def load_image(path: Path) -> "Image":
     """
     from PIL import Image, ImageOps
 
-    if not path.is_file():
+    if not is_file(path):
         raise ItemError("missing", f"no file {path}")
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        with warnings.catch_warnings():
+            # Pillow's own guard warns or raises in `open`, at limits above ours.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path, formats=IMAGE_FORMATS)
+        with opened as image:
             width, height = image.size
             # The header is all that has been read so far: a bomb is refused before it unpacks.
             if width * height > MAX_PIXELS:
                 raise ItemError("too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}")
             upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                # 16 bits of grey: plain conversion would cut every value above 255 to white.
+                upright = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L")
             if not upright.has_transparency_data:
                 return upright.convert("RGB")
             layer = upright.convert("RGBA")
@@ -51,5 +67,7 @@ def load_image(path: Path) -> "Image":
             return paper.convert("RGB")
     except ItemError:
         raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ItemError("too large", f"{error} (our limit is {MAX_PIXELS:,})") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad bytes
         raise ItemError("unreadable", f"{type(error).__name__}: {error}") from error

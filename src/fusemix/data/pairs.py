@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 
-from fusemix.data.media import IMAGE_SUFFIXES
+from fusemix.data.media import IMAGE_SUFFIXES, is_file
 from fusemix.data.tables import read_table
 from fusemix.errors import DataError, choices
 
@@ -118,10 +119,10 @@ def require_files(items: Items) -> None:
     Raises:
         DataError: none of the first hundred names is a file.
     """
-    if items.kind != "image" or items.vectors or any((items.root / value).is_file() for value in items.values[:100]):
+    if items.kind != "image" or items.vectors or any(is_file(items.root / value) for value in items.values[:100]):
         return
     name = items.values[0]
-    found = next((path.parent for path in items.root.glob(f"*/{Path(name).name}")), None)
+    found = next((folder for folder in sorted(items.root.glob("*")) if is_file(folder / name)), None)
     hint = (
         f"{name} is in {found}: give it as root (--root {found})"
         if found
@@ -155,6 +156,8 @@ def random_splits(
 
 def group_codes(column: pa.ChunkedArray) -> Rows:
     """Number the distinct values of a column, (N,); a missing value is a group of its own."""
+    if pa.types.is_string(column.type):  # a CSV file has no other way to say that a value is missing
+        column = pa.compute.if_else(pa.compute.equal(pa.compute.utf8_trim_whitespace(column), ""), None, column)
     codes = column.combine_chunks().dictionary_encode().indices
     return _own_group_if_missing(codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64))
 
@@ -226,7 +229,7 @@ def _kind(modality: str, values: list[str], root: Path) -> Kind:
         return "image" if modality == "image" else "text"
     if Path(values[0]).suffix.lower() in IMAGE_SUFFIXES:
         return "image"
-    return "file" if any((root / value).is_file() for value in values[:100]) else "text"
+    return "file" if any(is_file(root / value) for value in values[:100]) else "text"
 
 
 def _hash(content: bytes) -> str:

@@ -91,6 +91,7 @@ class LatentStore:
         Raises:
             MismatchError: the folder holds latents that were made differently; it names what differs.
         """
+        durable.remove_leftovers(folder)
         if (folder / "facts.json").exists():
             store = cls.open(folder)
             for name, new in facts.__dict__.items():
@@ -100,7 +101,6 @@ class LatentStore:
                         f"{folder} holds latents made with another {_difference(name, old, new)}; "
                         "give another output folder, or delete this one to start again"
                     )
-            durable.remove_leftovers(folder)
             return store
         table = pa.table({"id": items.ids, "value": pa.array(items.values, pa.string())})
         sink = pa.BufferOutputStream()
@@ -160,13 +160,8 @@ class LatentStore:
                 f"{self.facts.modality}: latents up to {peak:.3g} do not fit {self.facts.dtype}; use dtype float32"
             )
         tensors = {"latents": stored, "items": torch.tensor(list(items), dtype=torch.int64)}
-        header = {
-            "facts": sha256(self.facts.to_json()).hexdigest(),
-            "sha256": _checksum(tensors),
-            "failed": json.dumps([[f.item, f.reason, f.message] for f in failures]),
-        }
         self._path(shard).unlink(missing_ok=True)  # only ever a damaged one, see `missing`
-        durable.write(self._path(shard), save(tensors, header))
+        durable.write(self._path(shard), save(tensors, self._header(shard, tensors, failures)))
 
     @cached_property
     def _parts(self) -> list[tuple[Tensor, Tensor, list[Failure]]]:
@@ -194,20 +189,37 @@ class LatentStore:
     @cached_property
     def items(self) -> pa.Table:
         """Columns id and value of all items, encoded or not."""
-        return pa.parquet.read_table(self.folder / "items.parquet")
+        path = self.folder / "items.parquet"
+        try:
+            return pa.parquet.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{path} is damaged ({error}); delete {self.folder} and extract again") from error
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
+    def _header(self, shard: int, tensors: dict[str, Tensor], failures: Sequence[Failure]) -> dict[str, str]:
+        """Return what a shard says of itself: whose it is, who failed, and a checksum of everything."""
+        record = {
+            "facts": sha256(self.facts.to_json()).hexdigest(),
+            "shard": shard,
+            "failed": [[f.item, f.reason, f.message] for f in failures],
+        }
+        digest = sha256(json.dumps(record, sort_keys=True).encode())
+        for name in sorted(tensors):
+            digest.update(tensors[name].contiguous().numpy().tobytes())
+        # One entry only: safetensors writes several in random order, and no two runs would give the same bytes.
+        return {"record": json.dumps({**record, "sha256": digest.hexdigest()}, sort_keys=True)}
+
     def _sound(self, shard: int) -> bool:
         """Tell whether a shard is there and its checksum holds."""
         try:
-            items, latents, _ = self._read(shard)
-            with safe_open(self._path(shard), framework="pt") as file:
-                committed: str = file.metadata()["sha256"]
+            items, latents, failures = self._read(shard)
         except StoreError:
             return False
-        return committed == _checksum({"latents": latents, "items": items})
+        with safe_open(self._path(shard), framework="pt") as file:
+            committed: dict[str, str] = file.metadata()
+        return committed == self._header(shard, {"latents": latents, "items": items}, failures)
 
     def _read(self, shard: int) -> tuple[Tensor, Tensor, list[Failure]]:
         """Map one shard."""
@@ -219,15 +231,19 @@ class LatentStore:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                failures = [Failure(*entry) for entry in json.loads(header["failed"])]
+                record = json.loads((file.metadata() or {})["record"])
+                owner = record["facts"], record["shard"]
+                failures = [Failure(*entry) for entry in record["failed"]]
                 items, latents = file.get_tensor("items"), file.get_tensor("latents")
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"{path} is damaged ({error}); run the same `fusemix extract` again, it does this shard anew"
             ) from error
-        if header["facts"] != sha256(self.facts.to_json()).hexdigest():
-            raise StoreError(f"{path} belongs to another store than the facts.json beside it; delete the shard")
+        if owner != (sha256(self.facts.to_json()).hexdigest(), shard):
+            raise StoreError(
+                f"{path} belongs to another store or place than this; run the same `fusemix extract` again, "
+                "it does this shard anew"
+            )
         return items, latents, failures
 
 
@@ -243,10 +259,3 @@ def _difference(name: str, old: Any, new: Any) -> str:
     if isinstance(old, dict) and isinstance(new, dict):
         return f"{name}: {difference(old, new)}"
     return f"{name} (was {old!r}, is {new!r})"
-
-
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    digest = sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()

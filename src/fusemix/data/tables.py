@@ -12,6 +12,7 @@ from fusemix.data.media import IMAGE_SUFFIXES
 from fusemix.errors import DataError
 
 SEPARATORS = "\t,;|"
+BARE_QUOTE = re.compile(r'(^|\t)"(?!([^"\t]|"")*"(\t|$))')
 
 
 def read_table(path: Path) -> pa.Table:
@@ -21,7 +22,10 @@ def read_table(path: Path) -> pa.Table:
         DataError: nothing there, a format that is not read, or content that does not parse; it says where.
     """
     if path.is_dir():
-        return _read_folder(path)
+        try:
+            return _read_folder(path)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: a caption file is not UTF-8 text: {error}") from error
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder (looked in {path.resolve().parent})")
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": pa.parquet.read_table}
@@ -36,6 +40,9 @@ def read_table(path: Path) -> pa.Table:
         table = reader(path)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:].upper()} in UTF-8: {error}") from error
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        raise DataError(f"{path} has several columns named {', '.join(map(repr, twice))}; rename or delete them")
     if table.num_rows == 0:
         raise DataError(f"{path} has a header but no rows (columns: {', '.join(table.column_names)})")
     return table
@@ -44,10 +51,12 @@ def read_table(path: Path) -> pa.Table:
 def _read_csv(path: Path) -> pa.Table:
     """Read separated values as text: no guessing of types, so the id 007 and the caption "nan" stay what they are."""
     with path.open(encoding="utf-8-sig") as file:
-        header = file.readline()
+        header = next((line for line in file if line.strip()), "")
         separator = max(SEPARATORS, key=header.count)
-        # A tab-separated file may use no quoting at all; then a cell opens with a quote that it never closes.
-        bare = separator == "\t" and any(re.search(r'(^|\t)"[^"\t\n]*(\t|$)', line.rstrip("\n")) for line in file)
+        if not header.endswith("\n"):  # pyarrow wants a second line
+            return pa.table({name: [] for name in header.split(separator)})
+        # A tab-separated file may use no quoting at all; then a cell opens with a quote that does not close at its end.
+        bare = separator == "\t" and any(BARE_QUOTE.search(line.rstrip("\n")) for line in file)
     parse = pa.csv.ParseOptions(
         delimiter=separator, quote_char=False if bare else '"', newlines_in_values=not bare, ignore_empty_lines=True
     )
@@ -83,5 +92,5 @@ def _read_folder(folder: Path) -> pa.Table:
 def _sidecar(picture: Path) -> list[str]:
     """Captions beside a picture, one a line; a picture without any keeps an empty one, which is reported later."""
     path = picture.with_suffix(".txt")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     return [line for line in lines if line.strip()] or [""]

@@ -34,7 +34,10 @@ class FunctionEncoder:
 
     def encode(self, items: Sequence[Any]) -> Latent:
         """Call the function on one batch."""
-        return np.asarray(self.function(list(items)), dtype=np.float32)
+        result = self.function(list(items))
+        if hasattr(result, "detach"):  # a torch tensor, with or without gradients, on any device
+            result = result.detach().float().cpu()
+        return np.asarray(result, dtype=np.float32)
 
 
 def load_function(spec: str) -> FunctionEncoder:
@@ -59,15 +62,19 @@ def load_function(spec: str) -> FunctionEncoder:
 def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise EncoderError(f"no file {path} (looked in {Path.cwd()})")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: another file or library module of this name must not answer for the classes in this one.
+    name = f"{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
 def _load_module(name: str) -> Any:
+    if not name or name.startswith("."):
+        raise EncoderError(f"no module {name!r}; give module:function or path/to/file.py:function")
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
@@ -82,7 +89,7 @@ def _code_hash(function: Any) -> str:
     for target in (function, type(function)):
         try:
             path = inspect.getsourcefile(target)
-        except TypeError:
+        except (TypeError, OSError):
             continue
         if path is not None and Path(path).is_file():
             return sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fusemix.encoders.base import Latent, hash_json
@@ -18,10 +19,10 @@ from fusemix.errors import EncoderError
 
 # Which token stands for an image, by model_type. Everything else: the model's own pooler, or the mean of its tokens.
 IMAGE_POOLING = {
-    "beit": "mean", "clip_vision_model": "pooler", "convnext": "pooler", "convnextv2": "pooler", "data2vec-vision": "mean",
-    "deit": "cls", "dinov2": "cls", "dinov2_with_registers": "cls", "dinov3_vit": "cls", "resnet": "pooler",
-    "siglip_vision_model": "pooler", "siglip2_vision_model": "pooler", "swin": "pooler", "swinv2": "pooler", "vit": "cls",
-    "vit_mae": "cls",
+    "beit": "mean", "clip_vision_model": "pooler", "convnext": "pooler", "convnextv2": "pooler",
+    "data2vec-vision": "mean", "deit": "cls", "dinov2": "cls", "dinov2_with_registers": "cls", "dinov3_vit": "cls",
+    "resnet": "pooler", "siglip_vision_model": "pooler", "siglip2_vision_model": "pooler", "swin": "pooler",
+    "swinv2": "pooler", "vit": "cls", "vit_mae": "cls",
 }  # fmt: skip
 # Text models whose tokens see only what came before them: the last token has seen it all.
 DECODERS = (
@@ -50,11 +51,14 @@ class TextEncoder:
         self.tokenizer = _load(AutoTokenizer, source)
         self.model_type: str = self.model.config.model_type
         self.pooling = _text_pooling(source, self.model_type)
-        self.prefix = next((prefix for word, prefix in TEXT_PREFIX.items() if word in source), "")
+        self.prefix = next((prefix for word, prefix in TEXT_PREFIX.items() if word in _name(source).lower()), "")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"  # "last" counts real tokens from the left
-        self.max_tokens = min(self.tokenizer.model_max_length, MAX_TOKENS)
+        positions = getattr(self.model.config, "max_position_embeddings", MAX_TOKENS)
+        self.max_tokens = min(self.tokenizer.model_max_length, positions, MAX_TOKENS)
+        # SigLIP pools its last token, padding or not, and learned from texts filled up to the full length.
+        self.padding: bool | str = "max_length" if self.model_type.startswith("siglip") else True
         self.fingerprint: dict[str, Any] = {
             **_model_facts(self.model, source, name),
             "preprocessing": sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
@@ -68,10 +72,10 @@ class TextEncoder:
         """Encode n strings to (n, D)."""
         batch = self.tokenizer(
             [self.prefix + text for text in items],
-            padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt",
+            padding=self.padding, truncation=True, max_length=self.max_tokens, return_tensors="pt",
         ).to(self.device)  # fmt: skip
         output = self.model(**batch)
-        latents: Latent = _pool(output, self.pooling, batch["attention_mask"]).float().cpu().numpy()
+        latents: Latent = _pool(output, self.pooling, batch.get("attention_mask")).float().cpu().numpy()
         return latents
 
 
@@ -99,7 +103,7 @@ class ImageEncoder:
     def encode(self, items: Sequence[Any]) -> Latent:
         """Encode n RGB images to (n, D)."""
         batch = self.processor(images=list(items), return_tensors="pt").to(self.device)
-        output = self.model(pixel_values=batch["pixel_values"])
+        output = self.model(**batch)
         latents: Latent = _pool(output, self.pooling, None).float().cpu().numpy()
         return latents
 
@@ -134,12 +138,12 @@ def _text_pooling(source: str, model_type: str) -> str:
     if saved.is_file():
         modes = json.loads(saved.read_text(encoding="utf-8"))
         mode = modes.get("pooling_mode")
-        words = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-        chosen = [word for key, word in words.items() if modes.get(key) or mode == word]
+        old = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
+        chosen = [word for word, key in old.items() if modes.get(f"pooling_mode_{key}") or mode == word]
         if chosen:
-            return chosen[0]
+            return chosen[0].removesuffix("token")
     for word, pooling in TEXT_POOLING.items():
-        if word in source.lower():
+        if word in _name(source).lower():
             return pooling
     if model_type in ("clip_text_model", "siglip_text_model"):
         return "pooler"
@@ -147,33 +151,60 @@ def _text_pooling(source: str, model_type: str) -> str:
 
 
 def _load_model(source: str, tower: str) -> Any:
-    """Load a model frozen, in float32; of a two-tower model only the tower asked for."""
+    """Load a model frozen, in float32; of a two-tower model only the tower asked for.
+
+    Raises:
+        EncoderError: it does not load, or some of its weights are not in the folder and would be random.
+    """
     from transformers import AutoModel
 
-    model = _load(AutoModel, source, dtype=torch.float32, use_safetensors=True)
+    model, report = _load(AutoModel, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    missing = sorted(report["missing_keys"])
     if hasattr(model, "vision_model") and hasattr(model, "text_model"):
         model = getattr(model, tower)
+        missing = [key.removeprefix(f"{tower}.") for key in missing if key.startswith(f"{tower}.")]
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None  # checkpoints of classifiers and masked language models have none
+    elif missing:
+        raise EncoderError(
+            f"{source!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
+            "they would be random; give a complete checkpoint"
+        )
+    if model.config.model_type == "vit_mae":  # it hides most of each picture, at random, even in eval mode
+        model.embeddings.random_masking = lambda tokens, noise=None: (tokens, None, None)
     return model.eval().requires_grad_(False)
 
 
 def _load(factory: Any, source: str, **options: Any) -> Any:
-    """Load with transformers, and say in one line what went wrong."""
+    """Load with transformers, without its own progress bar, and say in one line what went wrong."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         return factory.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = "folder" if Path(source).is_dir() else "name: no such folder here, so it was looked up on the model hub"
         raise EncoderError(
             f"{source!r} is a {kind}, and {factory.__name__} could not load it: {reason} "
             "(an encoder is a transformers folder or hub id, module:function, a .npy file, or one of hog and minilm)"
         ) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _name(source: str) -> str:
+    """Return the name of a folder, wherever it lies, or the whole hub id."""
+    return Path(source).name if Path(source).is_dir() else source
 
 
 def _model_facts(model: Any, source: str, name: str | None) -> dict[str, Any]:
     digest = sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
     config = {
         key: value
         for key, value in model.config.to_dict().items()
@@ -181,7 +212,7 @@ def _model_facts(model: Any, source: str, name: str | None) -> dict[str, Any]:
     }
     return {
         "loader": "transformers",
-        "name": name or (Path(source).name if Path(source).is_dir() else source),
+        "name": name or _name(source),
         "architecture": type(model).__name__,
         "weights": digest.hexdigest()[:16],
         "config": hash_json(config),

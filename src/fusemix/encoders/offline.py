@@ -16,7 +16,7 @@ SIDE = 64
 class Hog:
     """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), and the picture itself in 16 x 16.
 
-    For drawings, symbols and logos: it sees shape and place, not meaning. 1,156 numbers per picture.
+    For drawings, symbols and logos: it sees shape and place, not meaning. 580 numbers per picture.
     """
 
     takes = "image"
@@ -36,7 +36,7 @@ class Hog:
         }
 
     def encode(self, items: Sequence[Any]) -> Latent:
-        """Encode n images to (n, 1156)."""
+        """Encode n images to (n, 580)."""
         return np.stack([_describe(image) for image in items])
 
 
@@ -48,10 +48,9 @@ def _describe(image: Any) -> Latent:
     if grey.size != (SIDE, SIDE):
         grey = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(grey, dtype=np.float32) / 255
-    fine = hog(pixels, orientations=9, pixels_per_cell=(8, 8), cells_per_block=(1, 1))
-    coarse = hog(pixels, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+    shape = hog(pixels, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
     small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel() / 255
-    return np.concatenate([fine, coarse, small / 2]).astype(np.float32)
+    return np.concatenate([shape, small / 2]).astype(np.float32)
 
 
 def minilm() -> TextEncoder:

@@ -12,13 +12,13 @@ import pyarrow.parquet
 
 from fusemix import durable
 from fusemix.data.latents import Latents, open_latents, pairs_file
-from fusemix.data.media import ItemError, load_image
+from fusemix.data.media import ItemError, is_file, load_image
 from fusemix.data.pairs import Items, Pairs, require_files
 from fusemix.data.store import Facts, Failure, LatentStore
 from fusemix.encoders import Encoder, encode_batch, load_encoder
 from fusemix.encoders.base import hash_json
 from fusemix.encoders.vectors import Precomputed, read_vectors
-from fusemix.errors import DataError, MismatchError, choices
+from fusemix.errors import DataError, EncoderError, MismatchError, choices
 from fusemix.progress import Progress, silent
 
 EncoderSpec = str | Path | Encoder | Callable[..., Any]
@@ -64,6 +64,7 @@ def extract(
         if items.vectors is None and name not in encoders:
             raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
         require_files(items)
+    durable.remove_leftovers(out)
     _write_pairs(out, pairs)
     failures: dict[str, list[Failure]] = {}
     for name, (items, precomputed) in sources.items():
@@ -90,16 +91,30 @@ def _fill(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: in
     stage = f"extract {items.name}"
     known = hash_json([items.kind, items.ids])
     facts = Facts(items.name, items.kind, encoder.fingerprint, encoder.source, len(items), known, shard_items, dtype)
-    store = LatentStore.create(out / items.name / _slug(encoder.fingerprint["name"]), facts, items)
+    folder = out / items.name / _slug(encoder.fingerprint["name"])
+    others = sorted(path.parent.name for path in folder.parent.glob("*/facts.json") if path.parent != folder)
+    if others:
+        raise MismatchError(
+            f"{folder.parent} holds latents of another encoder (was {others[0]}, is {folder.name}); "
+            "give another output folder, or delete this one to start again"
+        )
+    store = LatentStore.create(folder, facts, items)
     missing = store.missing()
     done = len(items) - sum(len(store.items_of(shard)) for shard in missing)
     progress(stage, done, len(items))
     failed = 0
+    widths: set[int] = set()
     for shard in missing:
         parts = []
         # Batches follow the place in the shard, so an interrupted run repeats them exactly, rounding included.
         for batch in _batches(store.items_of(shard), encoder.batch_size):
             parts.append(_encode(encoder, items, batch))
+            if parts[-1].items:
+                widths.add(parts[-1].latents.shape[1])
+            if len(widths) > 1:
+                raise EncoderError(
+                    f"{facts.encoder['name']}: latents of {sorted(widths)} dimensions; wanted the same in every batch"
+                )
             done += len(batch)
             failed += len(parts[-1].failures)
             progress(stage, done, len(items), f"{failed} failed" if failed else "")
@@ -152,7 +167,7 @@ def _decode(items: Items, item: int) -> Any:
     path = items.root / value
     if items.kind == "image":
         return load_image(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ItemError("missing", f"no file {path}")
     return path
 

@@ -1,0 +1,139 @@
+"""The command line from end to end in real processes, its exit codes and every message it prints for a mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENCODERS = """
+import os, time
+import numpy as np
+
+def colours(images):
+    time.sleep(float(os.environ.get("SLOW", 0)))
+    return [np.asarray(image.resize((4, 4)), dtype=float).ravel() / 255 for image in images]
+
+def letters(texts):
+    return [[text.count(chr(97 + i)) for i in range(26)] for text in texts]
+
+def paths(files):
+    return [[len(str(f.read_bytes())), f.suffix == ".bin"] for f in files]
+"""
+
+
+def fusemix(*words, cwd, code=0, **environment):
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-m", "fusemix", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(world, tmp_path_factory) -> Path:
+    """A folder in which extract, fit and index have run."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "enc.py").write_text(ENCODERS)
+    table = world / "table.csv"
+    fusemix("extract", table, "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "l", cwd=folder)
+    fusemix("fit", "l", "-o", "m", "--epochs", "20", "--dim", "16", "-q", cwd=folder)
+    fusemix("index", "m", "l", "-o", "i", cwd=folder)
+    return folder
+
+
+def test_evaluate_prints_one_json_object(place):
+    result = json.loads(fusemix("evaluate", "m", "l", "--json", cwd=place).stdout)
+    assert (result["split"], result["rows"]) == ("test", 50)
+    assert set(result) == {"split", "rows", "retrieval", "baselines", "notes"}
+
+
+def test_evaluate_prints_a_table_and_writes_a_report(place):
+    out = fusemix("evaluate", "m", "l", "--split", "val", "--report", "r.html", cwd=place).stdout
+    assert "split 'val', 30 pairs" in out and "chose the epoch" in out
+    assert "data:image/png;base64" in (place / "r.html").read_text()
+
+
+def test_search_by_text_and_by_file_with_the_users_own_encoders(place, world):
+    hits = json.loads(fusemix("search", "i", "red above blue", "-k", 3, "--text", "enc.py:letters", "--json", cwd=place).stdout)
+    assert len(hits) == 3 and Path(hits[0]["path"]).is_file()
+    lines = fusemix("search", "i", world / "005.png", "-k", 2, "--image", "enc.py:colours", cwd=place).stdout.splitlines()
+    assert "005.png" in lines[0] and len(lines) == 2
+
+
+def test_a_search_that_would_run_code_says_what_to_pass(place):
+    error = fusemix("search", "i", "red", cwd=place, code=2).stderr
+    assert "--text enc.py:letters" in error
+
+
+def test_extract_counts_exactly_and_a_second_run_does_nothing(place, world):
+    words = ("extract", world / "table.csv", "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "l")
+    out = fusemix(*words, cwd=place).stdout
+    assert "image: 120 distinct items = 120 encoded + 0 failed" in out
+    assert "pairs: 240 rows, 240 with every latent (train 160, val 30, test 50)" in out
+    assert json.loads(fusemix(*words, "--json", cwd=place).stdout)["modalities"]["text"] == {"items": 240, "encoded": 240}
+
+
+def test_any_word_names_a_modality(place):
+    (place / "a.bin").write_bytes(b"123")
+    (place / "b.bin").write_bytes(b"12345678")
+    (place / "t.csv").write_text("blob,title\na.bin,short\nb.bin,longer thing\na.bin,tiny\n")
+    fusemix("extract", "t.csv", "--blob", "blob=enc.py:paths", "--text=title=enc.py:letters", "-o", "lb", cwd=place)
+    out = json.loads(fusemix("fit", "lb", "-o", "mb", "--epochs", "1", "--json", "--val", "none", cwd=place, code=0).stdout)
+    assert set(out["items"]) == {"blob", "text"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("extract", "none.csv", "--image", "a=hog", "--text", "b=minilm", "-o", "x"), "none.csv: no such file"),
+        (("extract", "t.csv", "--image", "phto=hog", "--text", "title=minilm", "-o", "x"), "no column 'phto'; found: photo"),
+        (("extract", "t.csv", "--image", "photo=hog", "-o", "x"), "at least two modalities"),
+        (("extract", "t.csv", "--image", "photo", "--text", "title=minilm", "-o", "x"), "no encoder for 'image'"),
+        (("extract", "t.csv", "--image", "photo=hog", "--text", "title=minilm", "--sede", "0", "-o", "x"), "did you mean 'seed'"),
+        (("fit", "nothing", "-o", "x"), "holds no latents"),
+        (("evaluate", "nothing", "l"), "holds no latents"),
+        (("search", "nothing", "red"), "holds no index"),
+        (("fit", "l", "-o", "x", "--val", "test"), "split named 'test'"),
+        (("fit", "l", "-o", "x", "--val", "dev"), "there is no split 'dev'; found"),
+        (("fit", "l", "-o", "x", "--dropout", "1.5"), "dropout is a probability"),
+        (("fit", "l", "-o", "x", "--recipe", "papre"), "did you mean 'paper'"),
+        (("evaluate", "m", "l", "--split", "tets"), "did you mean 'test'"),
+        (("extrct",), "No such command"),
+    ],
+)
+def test_a_users_mistake_exits_with_2_and_says_what_to_do(place, words, message):
+    (place / "t.csv").write_text("photo,title\na.png,one\nb.png,two\n")
+    done = fusemix(*words, cwd=place, code=2)
+    assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+
+
+def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(place, world):
+    words = ["extract", str(world / "table.csv"), "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "ctrl"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "fusemix", *words], cwd=place, env={**os.environ, "SLOW": "0.5"}, stderr=subprocess.PIPE, text=True
+    )
+    while not (place / "ctrl" / "pairs.parquet").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    run.send_signal(signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130, error
+    assert "to go on: fusemix extract" in error and "Traceback" not in error
+    out = fusemix(*words, cwd=place).stdout
+    assert "120 encoded + 0 failed" in out
+
+
+def test_help_and_version_come_without_torch():
+    code = (
+        "import sys; sys.argv = ['fusemix', '--help']\n"
+        "from fusemix.cli import main\n"
+        "try: main()\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for verb in ("demo", "extract", "fit", "evaluate", "index", "search"):
+        assert verb in done.stdout

@@ -1,0 +1,95 @@
+"""Ridge and CCA against scikit-learn, scipy and the textbook; shrinkage where there are fewer pairs than dimensions."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import eigh
+from sklearn.linear_model import Ridge
+
+from fusemix.align.closed_form import CLOSED_FORMS, SHRINKAGES, ClosedForm, cca, fit_closed_form, moments, ridge
+from fusemix.align.metrics import mean_recall
+
+
+def shared(pairs, dim_x=12, dim_y=9, factors=5, noise=0.3, seed=0):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(pairs, factors))
+    x = z @ rng.normal(size=(factors, dim_x)) + noise * rng.normal(size=(pairs, dim_x)) + 3
+    y = z @ rng.normal(size=(factors, dim_y)) + noise * rng.normal(size=(pairs, dim_y)) - 1
+    return torch.from_numpy(x).float(), torch.from_numpy(y).float()
+
+
+def straight(count):
+    return np.arange(count), np.arange(count)
+
+
+def test_moments_over_pairs_count_repeated_items():
+    x, y = shared(30)
+    rows = (np.random.default_rng(0).integers(0, 30, 100), np.random.default_rng(1).integers(0, 30, 100))
+    m = moments(x, y, rows)
+    a, b = x.double()[rows[0]], y.double()[rows[1]]
+    a, b = a - a.mean(0), b - b.mean(0)
+    torch.testing.assert_close(m.xx, a.T @ a / 100)
+    torch.testing.assert_close(m.yy, b.T @ b / 100)
+    torch.testing.assert_close(m.xy, a.T @ b / 100)
+
+
+def test_ridge_equals_scikit_learn():
+    x, y = shared(60)
+    m = moments(x, y, straight(60))
+    penalty = 0.1 * float(m.xx.diagonal().mean()) * 60
+    oracle = Ridge(alpha=penalty).fit(x.double().numpy(), y.double().numpy())
+    np.testing.assert_allclose(ridge(m, 0.1).map_x.numpy(), oracle.coef_.T, rtol=1e-4, atol=1e-5)
+
+
+def test_cca_equals_the_generalised_eigenproblem():
+    x, y = shared(80)
+    m = moments(x, y, straight(80))
+    s = 0.1
+    cxx, cyy = (c + s * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype) for c in (m.xx, m.yy))
+    form = cca(m, s)
+    # The squared canonical correlations are the eigenvalues of Cxy Cyy^-1 Cyx against Cxx.
+    values = eigh((m.xy @ torch.linalg.inv(cyy) @ m.xy.T).numpy(), cxx.numpy(), eigvals_only=True)[::-1]
+    r = (form.map_x.double().T @ cxx @ form.map_x.double()).diagonal().sqrt()  # each direction was weighted by r
+    np.testing.assert_allclose(r.numpy()[:5], np.sqrt(values[:5]), rtol=1e-4)
+    u, v = form.map_x.double() / r, form.map_y.double() / r
+    torch.testing.assert_close((u.T @ m.xy @ v).diagonal()[:5], r[:5], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(CLOSED_FORMS))
+def test_with_fewer_pairs_than_dimensions_shrinkage_saves_it(name):
+    x, y = shared(400, dim_x=200, dim_y=150, factors=20)
+    form = fit_closed_form(name, x[:100], y[:100], straight(100), np.arange(100), seed=0)
+    held = mean_recall(form.embed_x(x[100:]), form.embed_y(y[100:]), straight(300))
+    assert held > 50
+    collapsed = cca(moments(x[:100], y[:100], straight(100)), 1e-9)
+    if name == "cca":
+        assert held > mean_recall(collapsed.embed_x(x[100:]), collapsed.embed_y(y[100:]), straight(300)) + 10
+
+
+def test_the_shrinkage_is_the_best_on_the_held_out_groups():
+    x, y = shared(120, dim_x=60, dim_y=50, factors=10)
+    groups = np.arange(120) // 2
+    form = fit_closed_form("cca", x, y, straight(120), groups, seed=3)
+    distinct = np.random.default_rng(3).permutation(60)[:12]
+    held = np.isin(groups, distinct)
+    rows = np.flatnonzero(~held), np.flatnonzero(held)
+    part = moments(x, y, (rows[0], rows[0]))
+    scores = []
+    for s in SHRINKAGES:
+        trial = cca(part, s)
+        scores.append(mean_recall(trial.embed_x(x[rows[1]]), trial.embed_y(y[rows[1]]), straight(len(rows[1]))))
+    assert form.shrinkage == SHRINKAGES[int(np.argmax(scores))]
+
+
+def test_two_pairs_are_enough_not_to_fail():
+    x, y = shared(2)
+    for name in CLOSED_FORMS:
+        assert fit_closed_form(name, x, y, straight(2), np.arange(2), seed=0).embed_x(x).isfinite().all()
+
+
+def test_embeddings_have_unit_norm_and_tensors_round_trip():
+    x, y = shared(40)
+    form = fit_closed_form("ridge", x, y, straight(40), np.arange(40), seed=0)
+    torch.testing.assert_close(form.embed_x(x).norm(dim=1), torch.ones(40))
+    again = ClosedForm.from_tensors(form.to_tensors())
+    assert again.shrinkage == pytest.approx(form.shrinkage) and torch.equal(again.map_x, form.map_x)

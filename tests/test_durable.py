@@ -1,0 +1,82 @@
+"""A file is whole or absent, whatever fails in the middle of writing it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fusemix import durable
+from fusemix.errors import StoreError
+
+
+def broken_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_what_was_written_is_read_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.bin"
+    durable.write(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert os.listdir(path.parent) == ["a.bin"]
+
+
+def test_writing_again_replaces_the_old_content(tmp_path):
+    for content in (b"a long old content", b"new", b""):
+        durable.write(tmp_path / "a.bin", content)
+        assert (tmp_path / "a.bin").read_bytes() == content
+
+
+@pytest.mark.parametrize(("owner", "method"), [(os, "fsync"), (Path, "rename")])
+def test_a_failure_before_the_commit_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, owner, method):
+    path = tmp_path / "a.bin"
+    durable.write(path, b"old")
+    monkeypatch.setattr(owner, method, broken_disk)
+    with pytest.raises(OSError, match="No space left"):
+        durable.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize(("owner", "method"), [(os, "fsync"), (Path, "rename")])
+def test_a_failure_before_the_commit_of_a_new_file_leaves_the_folder_empty(tmp_path, monkeypatch, owner, method):
+    monkeypatch.setattr(owner, method, broken_disk)
+    with pytest.raises(OSError, match="No space left"):
+        durable.write(tmp_path / "a.bin", b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_read_back_that_differs_keeps_the_old_file_and_names_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    durable.write(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda _: b"ne")
+        with pytest.raises(StoreError, match=r"a\.bin: what was read back differs from what was written; check the"):
+            durable.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX syncs folders")
+def test_a_failure_after_the_commit_raises_and_leaves_the_new_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    durable.write(path, b"old")
+    fsync, calls = os.fsync, []
+
+    def second_fails(descriptor):
+        calls.append(descriptor)
+        return fsync(descriptor) if len(calls) == 1 else broken_disk()
+
+    monkeypatch.setattr(os, "fsync", second_fails)
+    with pytest.raises(OSError, match="No space left"):
+        durable.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_other_files_stay(tmp_path):
+    names = [".a.bin.123.tmp", ".shard-00000.safetensors.9.tmp", "a.bin", "mine.tmp", ".hidden"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    durable.remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(names[2:])
+    durable.remove_leftovers(tmp_path / "no such folder")

@@ -1,0 +1,310 @@
+"""Encoders from transformers folders: tiny random models of the real classes, compared with the classes themselves."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from fusemix.encoders import load_encoder
+from fusemix.errors import EncoderError
+
+WORDS = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "kite", "blue", "sea", "in", "the", "sky", "query", ":", "##s",
+]  # fmt: skip
+LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SIGHT = {**LAYERS, "image_size": 32, "patch_size": 8, "initializer_range": 0.1}
+IDS = {"vocab_size": len(WORDS), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+TEXT = {**LAYERS, **IDS, "max_position_embeddings": 16, "initializer_range": 0.1}
+NARROW = {**TEXT, "hidden_size": 16}  # the text tower beside a vision tower: the width shows which was used
+SQUARE = {"height": 32, "width": 32}
+SHORT = {"shortest_edge": 32}
+
+
+def first(model, batch):
+    return model(**batch).last_hidden_state[:, 0]
+
+
+def pooler(model, batch):
+    return getattr(model, "vision_model", model)(**batch).pooler_output
+
+
+SIAMESE = {
+    "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config=NARROW, vision_config=SIGHT, projection_dim=8)),
+    "siglip": lambda: hf.SiglipModel(hf.SiglipConfig(text_config=NARROW, vision_config=SIGHT)),
+}
+VIT = (lambda: hf.ViTModel(hf.ViTConfig(**SIGHT)), lambda: hf.ViTImageProcessorPil(size=SQUARE), first)
+# name: (model, processor, latents of a batch as the model class itself gives them)
+IMAGE = {
+    "vit": VIT,
+    "dinov2": (
+        lambda: hf.Dinov2Model(hf.Dinov2Config(**SIGHT)),
+        lambda: hf.BitImageProcessorPil(size={"shortest_edge": 40}, crop_size=SQUARE),
+        first,
+    ),
+    "convnext": (
+        lambda: hf.ConvNextModel(hf.ConvNextConfig(hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1])),
+        lambda: hf.ConvNextImageProcessorPil(size=SHORT),
+        lambda model, batch: model.layernorm(model(**batch).last_hidden_state.mean(dim=(2, 3))),
+    ),
+    "clip": (SIAMESE["clip"], lambda: hf.CLIPImageProcessorPil(size=SHORT, crop_size=SQUARE), pooler),
+    "siglip": (SIAMESE["siglip"], lambda: hf.SiglipImageProcessorPil(size=SQUARE), pooler),
+    "siglip2": (
+        lambda: hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**LAYERS, num_patches=16, patch_size=8)),
+        lambda: hf.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
+        pooler,
+    ),
+    # The folder says to hide most patches at random; an encoder must see them all.
+    "mae": (lambda: hf.ViTMAEModel(hf.ViTMAEConfig(**SIGHT, mask_ratio=0.75)), VIT[1], first),
+}
+
+
+def save(folder, model, *parts):
+    torch.manual_seed(0)
+    for part in (model(), *parts):
+        part.save_pretrained(folder)
+    return folder
+
+
+def save_image(folder, name="vit"):
+    return save(folder, IMAGE[name][0], IMAGE[name][1]())
+
+
+def save_bert(folder):
+    return save(folder, lambda: hf.BertModel(hf.BertConfig(**TEXT)), wordpiece())
+
+
+def wordpiece(single="[CLS] $A [SEP]", **tokens):
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **({"pad_token": "[PAD]"} | tokens))
+
+
+def pictures():
+    rng, sizes = np.random.default_rng(0), [(32, 32), (50, 41), (24, 64)]
+    return [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+
+
+@torch.inference_mode()
+def tokens_of(model, text):
+    """Final hidden states (T, D) of one text alone."""
+    return model.eval()(**wordpiece()([text], return_tensors="pt")).last_hidden_state[0].numpy()
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def changed(folder, other, kind):
+    one, two = load_encoder(str(folder), kind).fingerprint, load_encoder(str(other), kind).fingerprint
+    return {name for name in one | two if one.get(name) != two.get(name)}
+
+
+@pytest.mark.parametrize("name", IMAGE)
+def test_an_image_encoder_equals_its_model_class(name, tmp_path):
+    folder = save_image(tmp_path / "m", name)
+    encoder = load_encoder(str(folder), "image")
+    latents = encoder.encode(pictures())
+    kind, processor, direct = type(IMAGE[name][0]()), IMAGE[name][1](), IMAGE[name][2]
+    settings = {"mask_ratio": 0.0} if name == "mae" else {}
+    with torch.inference_mode():
+        batch = processor(images=pictures(), return_tensors="pt")
+        expected = direct(kind.from_pretrained(folder, **settings).eval(), batch).numpy()
+    assert latents.shape == expected.shape == (3, 24 if name == "convnext" else 32)
+    assert latents.dtype == np.float32 and np.isfinite(latents).all()
+    np.testing.assert_allclose(latents, expected, atol=1e-5)
+    assert np.abs(latents[0] - latents[1]).max() > 1e-3
+    for i, picture in enumerate(pictures()):
+        np.testing.assert_allclose(encoder.encode([picture])[0], latents[i], atol=1e-5)
+    assert "torchvision" not in sys.modules and type(encoder.processor) is type(processor)
+
+
+def test_by_default_a_text_is_the_mean_of_its_tokens_and_padding_is_ignored(tmp_path):
+    folder = save_bert(tmp_path / "m")
+    encoder = load_encoder(str(folder), "text")
+    alone = encoder.encode(["a red kite"])
+    assert encoder.pooling == "mean" and alone.shape == (1, 32) and alone.dtype == np.float32
+    hidden = tokens_of(hf.BertModel.from_pretrained(folder), "a red kite")
+    assert len(hidden) == 5
+    np.testing.assert_allclose(alone[0], hidden.mean(axis=0), atol=1e-5)
+    batch = encoder.encode(["a red kite", "the blue sea in the red kites in the sky"])
+    np.testing.assert_allclose(batch[0], alone[0], atol=1e-5)
+    assert np.abs(batch[1] - batch[0]).max() > 1e-3
+
+
+def test_a_text_longer_than_the_model_is_cut(tmp_path):
+    encoder = load_encoder(str(save_bert(tmp_path / "m")), "text")
+    assert encoder.max_tokens == 16
+    latents = encoder.encode(["red " * 100, "red " * 14])
+    np.testing.assert_allclose(latents[0], latents[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("modes", "token"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, 0),
+        ({"pooling_mode_cls_token": False, "pooling_mode_lasttoken": True}, -1),
+        ({"pooling_mode": "cls"}, 0),
+        ({"pooling_mode": "lasttoken"}, -1),
+    ],
+)
+def test_the_pooling_that_sentence_transformers_saved_is_used(modes, token, tmp_path):
+    folder = save_bert(tmp_path / "m")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    latents = load_encoder(str(folder), "text").encode(["a red kite", "the blue sea in the sky"])
+    hidden = tokens_of(hf.BertModel.from_pretrained(folder), "a red kite")
+    np.testing.assert_allclose(latents[0], hidden[token], atol=1e-5)
+
+
+def test_a_bge_folder_is_pooled_by_its_first_token_and_an_e5_folder_gets_its_prefix(tmp_path):
+    bge, e5 = (save_bert(tmp_path / name) for name in ("bge-small-x", "e5-small-x"))
+    model = hf.BertModel.from_pretrained(bge)
+    got = [load_encoder(str(folder), "text").encode(["a red kite", "the sea in the sky"])[0] for folder in (bge, e5)]
+    np.testing.assert_allclose(got[0], tokens_of(model, "a red kite")[0], atol=1e-5)
+    np.testing.assert_allclose(got[1], tokens_of(model, "query: a red kite").mean(axis=0), atol=1e-5)
+    assert load_encoder(str(e5), "text").fingerprint["prefix"] == "query: "
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT)),
+        lambda: hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=16, **IDS)),
+    ],
+)
+def test_a_decoder_is_pooled_by_its_last_token_wherever_the_padding_is(model, tmp_path):
+    folder = save(tmp_path / "m", model, wordpiece("$A", pad_token=None, eos_token="[SEP]", padding_side="left"))
+    encoder = load_encoder(str(folder), "text")
+    latents = encoder.encode(["a red kite", "the blue sea in the sky"])
+    with torch.inference_mode():
+        direct = hf.AutoModel.from_pretrained(folder)(torch.tensor([[4, 5, 6]])).last_hidden_state[0]
+    assert encoder.pooling == "last"
+    np.testing.assert_allclose(latents[0], direct[-1].numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(["a red kite"])[0], latents[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SIAMESE)
+def test_of_a_two_tower_model_texts_see_the_text_tower_only(name, tmp_path):
+    folder = save(tmp_path / "m", SIAMESE[name], wordpiece(eos_token="[SEP]"))
+    encoder = load_encoder(str(folder), "text")
+    latents = encoder.encode(["a red kite", "the blue sea in the sky"])
+    assert latents.shape == (2, 16)
+    padding = {"padding": "max_length", "max_length": 16} if name == "siglip" else {}  # as SigLIP was trained
+    with torch.inference_mode():
+        model = type(SIAMESE[name]()).from_pretrained(folder).text_model.eval()
+        output = model(**wordpiece()(["a red kite"], return_tensors="pt", **padding))
+    np.testing.assert_allclose(latents[0], output.pooler_output[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(encoder.encode(["a red kite"])[0], latents[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*IMAGE, "bert"])
+def test_a_fingerprint_is_the_same_on_every_load_and_in_every_place(name, tmp_path):
+    kind = "text" if name == "bert" else "image"
+    folder = save_bert(tmp_path / "m") if kind == "text" else save_image(tmp_path / "m", name)
+    copy = shutil.copytree(folder, tmp_path / "bge-and-e5-small" / "m")
+    assert changed(folder, folder, kind) == changed(folder, copy, kind) == set()
+    assert json.loads(json.dumps(load_encoder(str(folder), kind).fingerprint))["name"] == "m"
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "field"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}, "preprocessing"),
+        ("preprocessor_config.json", {"size": {"height": 16, "width": 16}}, "preprocessing"),
+        ("tokenizer.json", {"normalizer": None}, "preprocessing"),
+        ("config.json", {"hidden_act": "relu"}, "config"),
+    ],
+)
+def test_one_changed_setting_changes_the_field_that_names_it(file, edit, field, tmp_path):
+    kind = "image" if file == "preprocessor_config.json" else "text"
+    folder = (save_image if kind == "image" else save_bert)(tmp_path / "m")
+    other = shutil.copytree(folder, tmp_path / "other" / "m")
+    edit_json(other / file, **edit)
+    assert changed(folder, other, kind) == {field}
+
+
+def test_one_changed_weight_of_the_tower_in_use_changes_the_weights_and_another_name_the_name(tmp_path):
+    folder = save_image(tmp_path / "m", "clip")
+    weights = load_file(folder / "model.safetensors")
+    for tower, fields in (("vision_model", {"weights"}), ("text_model", set())):
+        other = shutil.copytree(folder, tmp_path / tower / "m")
+        key = f"{tower}.embeddings.position_embedding.weight"
+        one = torch.zeros_like(weights[key]).index_fill_(0, torch.tensor([0]), 1e-3)
+        save_file({**weights, key: weights[key] + one}, other / "model.safetensors")
+        assert changed(folder, other, "image") == fields
+    assert changed(folder, shutil.copytree(folder, tmp_path / "n"), "image") == {"name"}
+
+
+def test_a_checkpoint_without_a_pooler_has_one_fingerprint_and_one_latent(tmp_path):
+    image = save(tmp_path / "i", lambda: hf.ViTForImageClassification(hf.ViTConfig(**SIGHT)), IMAGE["vit"][1]())
+    text = save(tmp_path / "t", lambda: hf.BertForMaskedLM(hf.BertConfig(**TEXT)), wordpiece())
+    assert changed(image, image, "image") == changed(text, text, "text") == set()
+
+
+def test_weights_that_are_missing_or_damaged_are_refused(tmp_path):
+    folder = save_image(tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    gone = next(key for key in weights if "layernorm" in key)
+    save_file({key: value for key, value in weights.items() if key != gone}, folder / "model.safetensors")
+    with pytest.raises(EncoderError, match=r"lacks 1 weights of ViTModel, such as .*layernorm.*: they would be random"):
+        load_encoder(str(folder), "image")
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    with pytest.raises(EncoderError, match="could not load it"):
+        load_encoder(str(folder), "image")
+
+
+@pytest.mark.parametrize("model_type", ["vit", "mine"])
+def test_the_code_of_a_model_folder_never_runs(model_type, tmp_path):
+    folder, sentinel = save_image(tmp_path / "m"), tmp_path / "sentinel"
+    (folder / "evil.py").write_text(
+        f"open({str(sentinel)!r}, 'w')\nfrom transformers import *\n"
+        "class Config(ViTConfig): pass\nclass Model(ViTModel): pass\nclass Processor(ViTImageProcessorPil): pass\n"
+    )
+    code = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoImageProcessor": "evil.Processor"}
+    edit_json(folder / "config.json", auto_map=code, model_type=model_type)
+    edit_json(folder / "preprocessor_config.json", auto_map=code)
+    if model_type == "vit":
+        assert load_encoder(str(folder), "image").encode(pictures()).shape == (3, 32)
+    else:
+        with pytest.raises(EncoderError, match="could not load it"):
+            load_encoder(str(folder), "image")
+    assert not sentinel.exists()
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickled_weights_are_refused_and_never_opened(tmp_path):
+    folder, sentinel = save_image(tmp_path / "m"), tmp_path / "sentinel"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({**weights, "evil": Evil(sentinel)}, folder / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match="safetensors"):
+        load_encoder(str(folder), "image")
+    assert not sentinel.exists()
+
+
+def test_a_folder_of_the_wrong_modality_and_an_unknown_name_say_what_an_encoder_can_be(tmp_path):
+    image, text = save_image(tmp_path / "i"), save_bert(tmp_path / "t")
+    hint = "an encoder is a transformers folder or hub id, module:function, a .npy file, or one of hog and minilm"
+    for source, kind in ((image, "text"), (text, "image"), ("no-such-encoder", "image"), ("no-such-encoder", "text")):
+        with pytest.raises(EncoderError, match=hint):
+            load_encoder(str(source), kind)
+    with pytest.raises(EncoderError, match="'no-such-encoder' is a name: no such folder here"):
+        load_encoder("no-such-encoder", "text")

@@ -1,0 +1,167 @@
+"""The training loop: schedules, batches, determinism, selection, and what it refuses."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fusemix.config import FitConfig, paper, scaled
+from fusemix.data.latents import Latents
+from fusemix.errors import DataError, FusemixError
+from fusemix.fit import MIN_LR, batches, fit_adapters, learning_rate
+from fusemix.progress import silent
+
+CPU = torch.device("cpu")
+
+
+def pairs(count, split="train", seed=0, factors=6):
+    rng = np.random.default_rng(seed)
+    maps = np.random.default_rng(99)
+    z = rng.normal(size=(count, factors))
+    x = z @ maps.normal(size=(factors, 20)) + 0.1 * rng.normal(size=(count, 20))
+    y = z @ maps.normal(size=(factors, 16)) + 0.1 * rng.normal(size=(count, 16))
+    return Latents.from_arrays(split, x=x, y=y)
+
+
+def small(**changes):
+    return replace(scaled(1000, 0), **{"dim": 8, "batch_size": 16, "epochs": 4, "warmup_steps": 3, **changes})
+
+
+def weights(fitted):
+    return torch.cat([p.flatten() for adapter in fitted.adapters.values() for p in adapter.parameters()])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    first, again, other = (weights(fit_adapters(pairs(64), None, small(seed=s), CPU, silent)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_callers_random_state_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_adapters(pairs(32), None, small(), CPU, silent)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_training_lowers_the_loss_and_finds_unseen_pairs():
+    fitted = fit_adapters(pairs(400), pairs(100, "val", seed=1), small(epochs=30), CPU, silent)
+    assert fitted.history[-1]["loss"] < fitted.history[0]["loss"] / 2
+    assert max(record["val"] for record in fitted.history if "val" in record) > 60
+
+
+def test_the_best_epoch_on_validation_is_kept():
+    val = pairs(60, "val", seed=1)
+    fitted = fit_adapters(pairs(128), val, small(epochs=12), CPU, silent)
+    measured = {record["epoch"]: record["val"] for record in fitted.history}
+    assert fitted.best_epoch == max(measured, key=lambda epoch: (measured[epoch], -epoch))
+    shorter = fit_adapters(pairs(128), None, small(epochs=12), CPU, silent)
+    assert shorter.best_epoch == 12 and "val" not in shorter.history[0]
+
+
+def test_a_split_named_test_never_chooses_the_epoch():
+    with pytest.raises(DataError, match="split named 'test'"):
+        fit_adapters(pairs(32), pairs(16, "test"), small(), CPU, silent)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_pairs_are_refused(count):
+    with pytest.raises(DataError, match="at least 2 pairs"):
+        fit_adapters(pairs(8).take(np.arange(count)), None, small(), CPU, silent)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_very_few_pairs_still_train(count, alpha):
+    fitted = fit_adapters(pairs(count), None, small(alpha=alpha), CPU, silent)
+    assert all(math.isfinite(record["loss"]) and record["loss"] > 0 for record in fitted.history)
+
+
+def test_nan_latents_are_refused_with_the_item():
+    data = pairs(8)
+    data.items["y"].latents[3, 1] = float("nan")
+    with pytest.raises(DataError, match="y: the latent of '3' is NaN"):
+        fit_adapters(data, None, small(), CPU, silent)
+
+
+def test_three_modalities_are_refused():
+    rng = np.random.default_rng(0)
+    data = Latents.from_arrays("train", **{name: rng.normal(size=(8, 3)) for name in ("a", "b", "c")})
+    with pytest.raises(DataError, match="joins two modalities, these latents have 3: a, b, c"):
+        fit_adapters(data, None, small(), CPU, silent)
+
+
+def test_a_loss_that_is_no_number_stops_the_fit():
+    data = pairs(8)
+    for items in data.items.values():
+        items.latents.mul_(1e30)
+    with pytest.raises(FusemixError, match="lower lr"):
+        fit_adapters(data, None, small(standardize=False, lr=1e30), CPU, silent)
+
+
+@pytest.mark.parametrize(("count", "alpha", "sizes"), [(100, 1.0, [32] * 3), (100, 0.0, [16] * 6), (20, 1.0, [20]), (3, 1.0, [4])])
+def test_batches_load_twice_the_pairs_when_mixing_and_each_pair_at_most_once(count, alpha, sizes):
+    got = list(batches(count, small(alpha=alpha), np.random.default_rng(0)))
+    assert [len(batch) for batch in got] == sizes
+    rows = torch.cat(got).tolist()
+    assert set(rows) <= set(range(count))
+    if count >= 16:
+        assert len(set(rows)) == len(rows)
+
+
+def test_the_paper_schedule_warms_up_inside_epoch_zero_and_then_steps_down_once_per_epoch():
+    config = paper(0)
+    rates = [learning_rate(config, step, 122) for step in range(122 * 3)]
+    assert rates[0] == MIN_LR and rates[50] == pytest.approx(MIN_LR + (1e-3 - MIN_LR) / 2) and rates[121] == 1e-3
+    for epoch in (1, 2):
+        inside = set(rates[122 * epoch : 122 * (epoch + 1)])
+        assert inside == {MIN_LR + (1e-3 - MIN_LR) * (1 + math.cos(math.pi * epoch / 500)) / 2}
+
+
+def test_the_smooth_schedule_rises_then_falls_to_the_floor():
+    config = small(schedule="step", epochs=20, warmup_steps=20)
+    rates = [learning_rate(config, step, 10) for step in range(200)]
+    assert rates[:21] == sorted(rates[:21]) and rates[20:] == sorted(rates[20:], reverse=True)
+    assert max(rates) == pytest.approx(config.lr) and rates[-1] < config.lr / 100
+
+
+def test_weight_decay_is_on_matrices_only():
+    from fusemix.fit import Adapters, _optimizer
+
+    adapters = Adapters(6, 5, small())
+    temperature = torch.nn.Parameter(torch.tensor(0.07))
+    decayed, free = _optimizer(adapters, temperature, small()).param_groups
+    assert decayed["weight_decay"] == 0.1 and all(p.ndim == 2 for p in decayed["params"])
+    assert free["weight_decay"] == 0 and all(p.ndim < 2 for p in free["params"])
+    assert any(p is temperature for p in free["params"])
+
+
+def test_the_temperature_stays_in_its_bounds():
+    fitted = fit_adapters(pairs(64), None, small(lr=0.5, epochs=6), CPU, silent)
+    assert all(0.001 <= record["temperature"] <= 0.5 for record in fitted.history)
+
+
+def test_the_paper_recipe_is_the_released_run():
+    assert paper(3) == FitConfig(
+        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20480, epochs=500, lr=1e-3, warmup_steps=100,
+        schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["dim", "epochs", "batch_size"])
+def test_settings_that_no_fit_can_use_are_refused(name):
+    with pytest.raises(DataError, match=f"{name} must be at least 1"):
+        small(**{name: 0})
+
+
+def test_saved_settings_with_a_typo_are_refused():
+    values = scaled(100, 0).to_dict()
+    assert FitConfig.from_dict(values) == scaled(100, 0)
+    with pytest.raises(DataError, match="no setting 'drop_out'.*did you mean 'dropout'"):
+        FitConfig.from_dict({**values, "drop_out": 0.5})
+    del values["depth"]
+    with pytest.raises(DataError, match="lack depth"):
+        FitConfig.from_dict(values)

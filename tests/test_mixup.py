@@ -1,0 +1,73 @@
+"""FuseMix: one lam for both modalities, raw latents, the same pairing."""
+
+import numpy as np
+import torch
+
+from fusemix.align.adapters import Adapter
+from fusemix.align.mixup import draw_lam, mix
+from fusemix.config import paper
+from fusemix.data.latents import Latents
+from fusemix.fit import fit_adapters
+from fusemix.progress import silent
+
+
+def test_lam_one_leaves_the_first_half_unchanged_and_lam_zero_the_second():
+    latents = torch.randn(10, 4)
+    assert torch.equal(mix(latents, 1.0), latents[:5])
+    assert torch.equal(mix(latents, 0.0), latents[5:])
+
+
+def test_a_mix_is_the_weighted_sum_row_by_row():
+    latents = torch.randn(8, 3, dtype=torch.float64)
+    mixed = mix(latents, 0.3)
+    for i in range(4):
+        torch.testing.assert_close(mixed[i], 0.3 * latents[i] + 0.7 * latents[4 + i])
+
+
+def test_lam_follows_beta():
+    rng = np.random.default_rng(0)
+    for alpha in (0.2, 1.0, 4.0):
+        draws = np.array([draw_lam(alpha, rng) for _ in range(4000)])
+        assert 0 <= draws.min() and draws.max() <= 1
+        assert abs(draws.mean() - 0.5) < 0.02
+        assert abs(draws.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
+
+
+def test_a_fit_mixes_both_modalities_with_one_lam_per_batch_and_one_pairing(monkeypatch):
+    """Latents that equal their row number show, after mixing, which rows met with which weight."""
+    from fusemix import fit
+
+    seen = []
+    monkeypatch.setattr(fit, "mix", lambda latents, lam: seen.append((latents.clone(), lam)) or mix(latents, lam))
+    number = np.arange(64, dtype=np.float32)[:, None]
+    pairs = Latents.from_arrays(x=number + np.zeros((1, 3)), y=number + np.zeros((1, 5)))
+    fit_adapters(pairs, None, small(alpha=1.0), torch.device("cpu"), silent)
+    assert len(seen) == 2 * 4 * 2  # two modalities, 64 / (2 * 8) batches, two epochs
+    for (x, lam_x), (y, lam_y) in zip(seen[::2], seen[1::2], strict=True):
+        assert lam_x == lam_y and x.shape == (16, 3)
+        assert torch.equal(x[:, 0], y[:, 0])
+    assert len({lam for _, lam in seen}) == len(seen) // 2
+
+
+def test_alpha_zero_never_mixes(monkeypatch):
+    from fusemix import fit
+
+    monkeypatch.setattr(fit, "mix", lambda *_: 1 / 0)
+    rng = np.random.default_rng(0)
+    pairs = Latents.from_arrays(x=rng.normal(size=(32, 4)), y=rng.normal(size=(32, 4)))
+    fit_adapters(pairs, None, small(alpha=0.0), torch.device("cpu"), silent)
+
+
+def test_standardising_before_or_after_mixing_is_the_same():
+    adapter = Adapter(6, small(alpha=1.0)).eval()
+    adapter.standardize(torch.randn(50, 6) * 3 + 2)
+    latents = torch.randn(8, 6, dtype=torch.float32)
+    before = mix((latents - adapter.shift) * adapter.scale, 0.4)
+    after = (mix(latents, 0.4) - adapter.shift) * adapter.scale
+    torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+
+
+def small(alpha):
+    from dataclasses import replace
+
+    return replace(paper(seed=0), dim=4, depth=1, alpha=alpha, batch_size=8, epochs=2, warmup_steps=2)

@@ -1,0 +1,83 @@
+"""The README runs: its commands and its Python, in an empty folder, on a part of the symbols."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusemix.data.symbols import write_symbols
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("readme")
+    write_symbols(place / "fusemix-demo", limit=400)
+    return place
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def run(words, cwd):
+    env = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_commands_run(folder):
+    lines = blocks("sh")[0].strip().splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)
+        assert words[0] == "fusemix"
+        last = run([sys.executable, "-m", *words], folder)
+    assert "fusemix-demo/images/u" in last.replace("\n", "") and len(last.splitlines()) == 10
+    assert (folder / "report.html").is_file()
+
+
+def test_the_python_runs_in_ten_lines(folder):
+    code = blocks("python")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    out = run([sys.executable, "-c", code], folder)
+    assert "text->image" in out and "Hit(id='images/u" in out
+
+
+def test_the_array_line_runs():
+    import numpy as np
+
+    import fusemix as fm
+
+    line = re.search(r"`(Zx, Zy = .*?)`", README)
+    assert line is not None
+    rng = np.random.default_rng(0)
+    scope = {"fm": fm, "X": rng.normal(size=(30, 6)), "Y": rng.normal(size=(30, 5))}
+    exec(line[1], scope)
+    assert scope["Zx"].shape == (30, 256)
+
+
+def test_every_figure_of_the_results_table_is_in_results_md():
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = re.search(r"## Results\n(.*?)\n## ", README, flags=re.DOTALL)
+    assert table is not None
+    figures = re.findall(r"\d+\.\d+", table[1])
+    assert figures and all(figure in results for figure in figures)
+
+
+def test_every_file_of_the_map_is_there_and_every_module_is_in_the_map():
+    files = README[README.index("## Files") :]
+    modules = {path.name for path in (ROOT / "src" / "fusemix").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert set(re.findall(r"(\w+\.py)", files)) == modules
+
+
+def test_links_point_at_files():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file(), target
