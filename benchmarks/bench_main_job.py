@@ -1,6 +1,6 @@
 """The goals of the main job, measured: the demo's accuracy, time and memory, and how soon `--help` answers.
 
-    python benchmarks/bench_main_job.py
+python benchmarks/bench_main_job.py
 """
 
 import json
@@ -24,7 +24,9 @@ def main() -> None:
     found = json.loads(out)
     for way, scores in found["retrieval"].items():
         cca = found["baselines"]["cca"][way]
-        print(f"{way}: R@1 {scores['R@1']:.1f} (cca {cca['R@1']:.1f}), R@10 {scores['R@10']:.1f} (cca {cca['R@10']:.1f})")
+        print(
+            f"{way}: R@1 {scores['R@1']:.1f} (cca {cca['R@1']:.1f}), R@10 {scores['R@10']:.1f} (cca {cca['R@10']:.1f})"
+        )
     ways = list(found["retrieval"].values())
     result("demo: least R@1 of both directions", min(s["R@1"] for s in ways), ">= 42", lambda v: v >= 42)
     result("demo: least R@10 of both directions", min(s["R@10"] for s in ways), ">= 73", lambda v: v >= 73)

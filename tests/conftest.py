@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def encode_text(texts):
     """Counts of letter pairs, (n, 64)."""
     latents = np.zeros((len(texts), 64), dtype=np.float32)
     for row, text in zip(latents, texts, strict=True):
-        for a, b in zip(text, text[1:], strict=False):
+        for a, b in pairwise(text):
             row[(ord(a) * 31 + ord(b)) % 64] += 1
     return latents
 

@@ -28,7 +28,9 @@ def paths(files):
 
 def fusemix(*words, cwd, code=0, **environment):
     env = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-m", "fusemix", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "fusemix", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True
+    )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -39,7 +41,9 @@ def place(world, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "enc.py").write_text(ENCODERS)
     table = world / "table.csv"
-    fusemix("extract", table, "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "l", cwd=folder)
+    fusemix(
+        "extract", table, "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "l", cwd=folder
+    )
     fusemix("fit", "l", "-o", "m", "--epochs", "20", "--dim", "16", "-q", cwd=folder)
     fusemix("index", "m", "l", "-o", "i", cwd=folder)
     return folder
@@ -58,9 +62,13 @@ def test_evaluate_prints_a_table_and_writes_a_report(place):
 
 
 def test_search_by_text_and_by_file_with_the_users_own_encoders(place, world):
-    hits = json.loads(fusemix("search", "i", "red above blue", "-k", 3, "--text", "enc.py:letters", "--json", cwd=place).stdout)
+    hits = json.loads(
+        fusemix("search", "i", "red above blue", "-k", 3, "--text", "enc.py:letters", "--json", cwd=place).stdout
+    )
     assert len(hits) == 3 and Path(hits[0]["path"]).is_file()
-    lines = fusemix("search", "i", world / "005.png", "-k", 2, "--image", "enc.py:colours", cwd=place).stdout.splitlines()
+    lines = fusemix(
+        "search", "i", world / "005.png", "-k", 2, "--image", "enc.py:colours", cwd=place
+    ).stdout.splitlines()
     assert "005.png" in lines[0] and len(lines) == 2
 
 
@@ -70,11 +78,23 @@ def test_a_search_that_would_run_code_says_what_to_pass(place):
 
 
 def test_extract_counts_exactly_and_a_second_run_does_nothing(place, world):
-    words = ("extract", world / "table.csv", "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "l")
+    words = (
+        "extract",
+        world / "table.csv",
+        "--image",
+        "photo=enc.py:colours",
+        "--text",
+        "title=enc.py:letters",
+        "-o",
+        "l",
+    )
     out = fusemix(*words, cwd=place).stdout
     assert "image: 120 distinct items = 120 encoded + 0 failed" in out
     assert "pairs: 240 rows, 240 with every latent (train 160, val 30, test 50)" in out
-    assert json.loads(fusemix(*words, "--json", cwd=place).stdout)["modalities"]["text"] == {"items": 240, "encoded": 240}
+    assert json.loads(fusemix(*words, "--json", cwd=place).stdout)["modalities"]["text"] == {
+        "items": 240,
+        "encoded": 240,
+    }
 
 
 def test_any_word_names_a_modality(place):
@@ -82,7 +102,9 @@ def test_any_word_names_a_modality(place):
     (place / "b.bin").write_bytes(b"12345678")
     (place / "t.csv").write_text("blob,title\na.bin,short\nb.bin,longer thing\na.bin,tiny\n")
     fusemix("extract", "t.csv", "--blob", "blob=enc.py:paths", "--text=title=enc.py:letters", "-o", "lb", cwd=place)
-    out = json.loads(fusemix("fit", "lb", "-o", "mb", "--epochs", "1", "--json", "--val", "none", cwd=place, code=0).stdout)
+    out = json.loads(
+        fusemix("fit", "lb", "-o", "mb", "--epochs", "1", "--json", "--val", "none", cwd=place, code=0).stdout
+    )
     assert set(out["items"]) == {"blob", "text"}
 
 
@@ -90,12 +112,19 @@ def test_any_word_names_a_modality(place):
     ("words", "message"),
     [
         (("extract", "none.csv", "--image", "a=hog", "--text", "b=minilm", "-o", "x"), "none.csv: no such file"),
-        (("extract", "t.csv", "--image", "phto=hog", "--text", "title=minilm", "-o", "x"), "no column 'phto'; found: photo"),
+        (
+            ("extract", "t.csv", "--image", "phto=hog", "--text", "title=minilm", "-o", "x"),
+            "no column 'phto'; found: photo",
+        ),
         (("extract", "t.csv", "--image", "photo=hog", "-o", "x"), "at least two modalities"),
         (("extract", "t.csv", "--image", "photo", "--text", "title=minilm", "-o", "x"), "no encoder for 'image'"),
-        (("extract", "t.csv", "--image", "photo=hog", "--text", "title=minilm", "--sede", "0", "-o", "x"), "did you mean 'seed'"),
+        (
+            ("extract", "t.csv", "--image", "photo=hog", "--text", "title=minilm", "--sede", "0", "-o", "x"),
+            "did you mean 'seed'",
+        ),
         (("fit", "nothing", "-o", "x"), "holds no latents"),
-        (("evaluate", "nothing", "l"), "holds no latents"),
+        (("evaluate", "nothing", "l"), "holds no model"),
+        (("evaluate", "m", "nothing"), "holds no latents"),
         (("search", "nothing", "red"), "holds no index"),
         (("fit", "l", "-o", "x", "--val", "test"), "split named 'test'"),
         (("fit", "l", "-o", "x", "--val", "dev"), "there is no split 'dev'; found"),
@@ -112,9 +141,22 @@ def test_a_users_mistake_exits_with_2_and_says_what_to_do(place, words, message)
 
 
 def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(place, world):
-    words = ["extract", str(world / "table.csv"), "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "ctrl"]
+    words = [
+        "extract",
+        str(world / "table.csv"),
+        "--image",
+        "photo=enc.py:colours",
+        "--text",
+        "title=enc.py:letters",
+        "-o",
+        "ctrl",
+    ]
     run = subprocess.Popen(
-        [sys.executable, "-m", "fusemix", *words], cwd=place, env={**os.environ, "SLOW": "0.5"}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fusemix", *words],
+        cwd=place,
+        env={**os.environ, "SLOW": "0.5"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not (place / "ctrl" / "pairs.parquet").exists():
         time.sleep(0.05)

@@ -14,7 +14,10 @@ from fusemix.demo import QUERIES, run_demo
 def demo(tmp_path_factory):
     stages = {}
     done = run_demo(
-        tmp_path_factory.mktemp("demo"), limit=700, epochs=60, progress=lambda s, d, t, note="": stages.update({s: (d, t)})
+        tmp_path_factory.mktemp("demo"),
+        limit=700,
+        epochs=60,
+        progress=lambda s, d, t, note="": stages.update({s: (d, t)}),
     )
     return done, stages
 

@@ -211,10 +211,9 @@ def test_of_a_two_tower_model_texts_see_the_text_tower_only(name, tmp_path):
 @pytest.mark.parametrize("name", [*IMAGE, "bert"])
 def test_a_fingerprint_is_the_same_on_every_load_and_in_every_place(name, tmp_path):
     kind = "text" if name == "bert" else "image"
-    folder = save_bert(tmp_path / "m") if kind == "text" else save_image(tmp_path / "m", name)
+    folder = save_image(tmp_path / "m", name) if kind == "image" else save_bert(tmp_path / "m")
     copy = shutil.copytree(folder, tmp_path / "bge-and-e5-small" / "m")
     assert changed(folder, folder, kind) == changed(folder, copy, kind) == set()
-    assert json.loads(json.dumps(load_encoder(str(folder), kind).fingerprint))["name"] == "m"
 
 
 @pytest.mark.parametrize(
@@ -246,7 +245,7 @@ def test_one_changed_weight_of_the_tower_in_use_changes_the_weights_and_another_
     assert changed(folder, shutil.copytree(folder, tmp_path / "n"), "image") == {"name"}
 
 
-def test_a_checkpoint_without_a_pooler_has_one_fingerprint_and_one_latent(tmp_path):
+def test_a_checkpoint_without_a_pooler_has_one_fingerprint(tmp_path):
     image = save(tmp_path / "i", lambda: hf.ViTForImageClassification(hf.ViTConfig(**SIGHT)), IMAGE["vit"][1]())
     text = save(tmp_path / "t", lambda: hf.BertForMaskedLM(hf.BertConfig(**TEXT)), wordpiece())
     assert changed(image, image, "image") == changed(text, text, "text") == set()

@@ -102,7 +102,9 @@ def test_a_loss_that_is_no_number_stops_the_fit():
         fit_adapters(data, None, small(standardize=False, lr=1e30), CPU, silent)
 
 
-@pytest.mark.parametrize(("count", "alpha", "sizes"), [(100, 1.0, [32] * 3), (100, 0.0, [16] * 6), (20, 1.0, [20]), (3, 1.0, [4])])
+@pytest.mark.parametrize(
+    ("count", "alpha", "sizes"), [(100, 1.0, [32] * 3), (100, 0.0, [16] * 6), (20, 1.0, [20]), (3, 1.0, [4])]
+)
 def test_batches_load_twice_the_pairs_when_mixing_and_each_pair_at_most_once(count, alpha, sizes):
     got = list(batches(count, small(alpha=alpha), np.random.default_rng(0)))
     assert [len(batch) for batch in got] == sizes
@@ -146,8 +148,8 @@ def test_the_temperature_stays_in_its_bounds():
 
 def test_the_paper_recipe_is_the_released_run():
     assert paper(3) == FitConfig(
-        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20480, epochs=500, lr=1e-3, warmup_steps=100,
-        schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=3,
+        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20480,
+        epochs=500, lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=3,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def test_the_orientation_in_exif_is_applied(tmp_path, orientation):
         4: blocks[::-1],
         5: blocks.transpose(1, 0, 2),
         6: np.rot90(blocks, -1),
-        7: np.rot90(blocks, -1)[:, ::-1][::-1, ::-1].transpose(1, 0, 2)[::-1, ::-1].transpose(1, 0, 2),
+        7: blocks.transpose(1, 0, 2)[::-1, ::-1],
         8: np.rot90(blocks, 1),
     }[orientation]
     found = np.asarray(load_image(tmp_path / "a.jpg"))
@@ -132,7 +132,7 @@ def test_a_truncated_picture_is_unreadable(tmp_path, format_, share):
     assert reason_of(path) == "unreadable"
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am a text file", b"\xff\xd8\xff\xe0", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+@pytest.mark.parametrize("content", [b"", b"hello, I am text", b"\xff\xd8\xff\xe0", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_picture_is_unreadable(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)

@@ -77,7 +77,9 @@ def test_weights_of_another_shape_are_never_loaded_silently(model, tmp_path):
     """The released code loads four-block weights into one block without a word (method.md, trap 2)."""
     model.save(tmp_path / "m")
     facts = tmp_path / "m" / "facts.json"
-    facts.write_text(facts.read_text().replace(f'"depth": {model.config_.depth}', f'"depth": {model.config_.depth + 1}'))
+    facts.write_text(
+        facts.read_text().replace(f'"depth": {model.config_.depth}', f'"depth": {model.config_.depth + 1}')
+    )
     with pytest.raises(StoreError, match="damaged or was made by another version"):
         fm.FuseMix.load(tmp_path / "m")
 

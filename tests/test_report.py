@@ -10,7 +10,15 @@ def test_captions_and_file_names_are_text_and_never_markup(model, latents, tmp_p
     evil = '<script>alert("x")</script>'
     hits = [Hit(evil, 0.5, "image", f"/nowhere/{evil}.png", None), Hit("t", 0.4, "text", None, evil)]
     path = tmp_path / "r.html"
-    write_report(path, evil, model, model.evaluate(latents.only("test")), [Example(evil, hits, [evil, evil])], {"fit": 1.0}, [evil])
+    write_report(
+        path,
+        evil,
+        model,
+        model.evaluate(latents.only("test")),
+        [Example(evil, hits, [evil, evil])],
+        {"fit": 1.0},
+        [evil],
+    )
     html = path.read_text()
     assert "<script" not in html and html.count("&lt;script&gt;") >= 5
 

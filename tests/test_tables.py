@@ -43,7 +43,10 @@ def test_commas_in_the_cells_do_not_outvote_the_header(tmp_path):
 
 def test_quoted_cells_hold_separators_newlines_and_doubled_quotes(tmp_path):
     content = 'image,text\na.jpg,"a kite, red\nin the sky"\nb.jpg,"so called ""dog"""\n'
-    assert [row["text"] for row in rows_of(tmp_path, "t.csv", content)] == ["a kite, red\nin the sky", 'so called "dog"']
+    assert [row["text"] for row in rows_of(tmp_path, "t.csv", content)] == [
+        "a kite, red\nin the sky",
+        'so called "dog"',
+    ]
 
 
 def test_properly_quoted_tsv_is_unquoted(tmp_path):
@@ -140,7 +143,7 @@ def test_an_empty_file_says_what_was_wanted(tmp_path):
     assert "t.csv is empty: wanted a header line" in refusal(written(tmp_path, "t.csv", ""))
 
 
-@pytest.mark.parametrize("content", ["image,text\n", "image,text", "image,text\n\n\n", "\n image,text".replace(" ", "")])
+@pytest.mark.parametrize("content", ["image,text\n", "image,text", "image,text\n\n\n", "\nimage,text"])
 def test_a_header_alone_names_its_columns(tmp_path, content):
     assert refusal(written(tmp_path, "t.csv", content)).endswith("has a header but no rows (columns: image, text)")
 

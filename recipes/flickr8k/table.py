@@ -1,8 +1,8 @@
-"""The table of docs/results.md: six methods at 200, 1,000 and 6,000 training images, three seeds, on the validation split.
+"""The table of docs/results.md: six methods, three seeds, 200, 1,000 and 6,000 training images, the validation split.
 
     python recipes/flickr8k/table.py LATENTS [--sizes 200,1000,6000] [--seeds 0,1,2]
 
-LATENTS is what run.sh extracted. No epoch is chosen on the split that is measured: every fit keeps its last epoch. A seed
+LATENTS is what run.sh extracted. No epoch is chosen on the split that is measured: every fit keeps its last one. A seed
 draws the training images (all of them at 6,000), the weights, the batches and lam.
 """
 

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,6 +107,12 @@ def extract(
     from fusemix.terminal import say
 
     given = _modalities(context, image, text)
+    for name, value in given.items():
+        known = [option.lstrip("-") for p in context.command.params for option in p.opts if option.startswith("--")]
+        if "=" not in value and name not in ("image", "text") and get_close_matches(name, known):
+            raise DataError(
+                f"--{name} {value}: no such option; {choices(name, known)} (a modality is --NAME COLUMN=ENCODER)"
+            )
     columns = {name: value.partition("=")[0] for name, value in given.items()}
     encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
     pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
@@ -120,9 +127,8 @@ def extract(
     for name, count in counts.items():
         failed = count["items"] - count["encoded"]
         say(f"{name}: {count['items']:,} distinct items = {count['encoded']:,} encoded + {failed:,} failed")
-    say(
-        f"pairs: {len(pairs):,} rows, {len(latents):,} with every latent ({', '.join(f'{k} {v:,}' for k, v in splits.items())})"
-    )
+    parts = ", ".join(f"{name} {count:,}" for name, count in splits.items())
+    say(f"pairs: {len(pairs):,} rows, {len(latents):,} with every latent ({parts})")
     if len(latents) < len(pairs):
         say(f"what failed and why: {out / 'failed.parquet'}")
     say(f"next: fusemix fit {out} -o model")

@@ -1,5 +1,6 @@
 """What a fit was told to do: one frozen dataclass, saved with its result, and the two recipes that fill it."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -82,14 +83,23 @@ def paper(seed: int) -> FitConfig:
     millions of pairs: on a few thousand its 500 epochs and batch are far from the best, see `scaled`.
     """
     return FitConfig(
-        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
-        schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=seed,
+        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20_480, epochs=500,
+        lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=seed,
     )  # fmt: skip
 
 
 def scaled(pairs: int, seed: int) -> FitConfig:
-    """PLACE."""
+    """Return settings that suit the number of training pairs; the default.
+
+    batch_size is the power of two nearest to pairs / 64, between 256 and 16,384; epochs make 800 steps, more above
+    30,000 pairs (growing as the root), between 10 and 200; one block per adapter below 100,000 pairs, two below a
+    million, four above, as published.
+    """
+    batch_size = 2 ** round(math.log2(min(max(pairs / 64, 256), 16_384)))
+    steps = 800 * max(1.0, pairs / 30_000) ** 0.5
+    epochs = min(max(round(steps * 2 * batch_size / max(pairs, 1)), 10), 200)
     return FitConfig(
-        dim=256, depth=1, expansion=4, dropout=0.5, input_dropout=0.1, alpha=1.0, batch_size=256, epochs=60, lr=2e-3, warmup_steps=50,
+        dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.5,
+        input_dropout=0.3, alpha=1.0, batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50,
         schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, seed=seed,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Train two adapters on latents: FuseMix as published (arXiv 2312.10144, Algorithm 1). No encoder is reached from here."""
+"""Train two adapters on latents: FuseMix as published (arXiv 2312.10144, Algorithm 1). No encoder in sight."""
 
 import math
 from collections.abc import Iterator

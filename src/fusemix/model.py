@@ -328,7 +328,8 @@ class FuseMix:
         """Refuse latents that are not of this model's encoders."""
         if set(latents.modalities) != set(self.modalities_):
             raise MismatchError(
-                f"the model joins {' and '.join(self.modalities_)}, these latents are of {' and '.join(latents.modalities)}"
+                f"the model joins {' and '.join(self.modalities_)}, "
+                f"these latents are of {' and '.join(latents.modalities)}"
             )
         for items in latents.items.values():
             self._check_side(items)

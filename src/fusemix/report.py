@@ -47,7 +47,8 @@ tr.own td { font-weight: 650; }
   border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; }
 .plots svg { width: 100%; height: auto; } figcaption { font-size: .85rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; overflow-x: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; } dt { color: var(--soft); } dd { margin: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
+dt { color: var(--soft); } dd { margin: 0; }
 """
 
 
@@ -107,7 +108,7 @@ def write_report(
 
 
 def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6) -> list[Example]:
-    """Ask `count` texts of these pairs, evenly spread, for the items they are paired with; none without a text modality."""
+    """Ask `count` texts of these pairs, evenly spread, for the items that they go with; none without texts."""
     text = next((name for name in latents if latents.items[name].kind == "text"), None)
     if text is None:
         return []
@@ -222,7 +223,8 @@ def _used(model: FuseMix, seconds: dict[str, float]) -> str:
         for name, side in model.sides_.items()
     }
     entries["pairs"] = (
-        f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose the epoch ({facts['best_epoch']} of {config.epochs})"
+        f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose the epoch "
+        f"({facts['best_epoch']} of {config.epochs})"
     )
     entries["adapters"] = f"{config.depth} block(s), {config.dim} shared dimensions, {facts['parameters']:,} parameters"
     entries["mixing"] = (

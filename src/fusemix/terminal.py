@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -12,8 +12,9 @@ from rich.progress import ProgressColumn as Column
 from rich.table import Table
 from rich.text import Text
 
-from fusemix.evaluate import Evaluation
-from fusemix.index import Hit
+if TYPE_CHECKING:
+    from fusemix.evaluate import Evaluation
+    from fusemix.index import Hit
 
 
 class _Rate(Column):
@@ -71,7 +72,7 @@ def complain(text: str) -> None:
     console.print(Text("error: ", style="bold red"), Text(text), sep="")
 
 
-def show_evaluation(evaluation: Evaluation) -> None:
+def show_evaluation(evaluation: "Evaluation") -> None:
     """Print the table of an evaluation."""
     if not sys.stdout.isatty():
         say(str(evaluation))
@@ -88,7 +89,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
         console.print(f"note: {note}", style="dim")
 
 
-def show_hits(hits: Sequence[Hit]) -> None:
+def show_hits(hits: "Sequence[Hit]") -> None:
     """Print hits, best first."""
     for place, hit in enumerate(hits, 1):
         say(f"{place:>3}  {hit.score:6.3f}  {hit.text if hit.text is not None else hit.path or hit.id}")

@@ -148,7 +148,9 @@ class Latents:
         Raises:
             DataError: shapes that do not pair, or values that are not finite.
         """
-        tensors = {name: torch.from_numpy(np.array(array, dtype=np.float32)) for name, array in arrays.items()}
+        tensors = {
+            name: torch.from_numpy(np.array(np.asarray(array), dtype=np.float32)) for name, array in arrays.items()
+        }
         for name, tensor in tensors.items():
             if tensor.ndim != 2:
                 raise DataError(f"{name}: wanted latents of shape (N, D), got {tuple(tensor.shape)}")

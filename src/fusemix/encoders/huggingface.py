@@ -45,7 +45,7 @@ class TextEncoder:
     def __init__(self, source: str, name: str | None = None) -> None:
         from transformers import AutoTokenizer
 
-        self.source = source
+        self.source = _place(source)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = _load_model(source, "text_model").to(self.device)
         self.tokenizer = _load(AutoTokenizer, source)
@@ -55,8 +55,7 @@ class TextEncoder:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"  # "last" counts real tokens from the left
-        positions = getattr(self.model.config, "max_position_embeddings", MAX_TOKENS)
-        self.max_tokens = min(self.tokenizer.model_max_length, positions, MAX_TOKENS)
+        self.max_tokens = _max_tokens(source, self.tokenizer, self.model.config)
         # SigLIP pools its last token, padding or not, and learned from texts filled up to the full length.
         self.padding: bool | str = "max_length" if self.model_type.startswith("siglip") else True
         self.fingerprint: dict[str, Any] = {
@@ -88,7 +87,7 @@ class ImageEncoder:
     def __init__(self, source: str) -> None:
         from transformers import AutoImageProcessor
 
-        self.source = source
+        self.source = _place(source)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = _load_model(source, "vision_model").to(self.device)
         self.processor = _load(AutoImageProcessor, source, backend="pil")
@@ -150,6 +149,15 @@ def _text_pooling(source: str, model_type: str) -> str:
     return "last" if model_type in DECODERS else "mean"
 
 
+def _max_tokens(source: str, tokenizer: Any, config: Any) -> int:
+    """Return the length that texts are cut to: what sentence-transformers saved, else the model's own, at most 512."""
+    saved = Path(source) / "sentence_bert_config.json"
+    limits = [MAX_TOKENS, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    if saved.is_file():
+        limits.append(json.loads(saved.read_text(encoding="utf-8")).get("max_seq_length"))
+    return min(int(limit) for limit in limits if limit)
+
+
 def _load_model(source: str, tower: str) -> Any:
     """Load a model frozen, in float32; of a two-tower model only the tower asked for.
 
@@ -198,6 +206,11 @@ def _load(factory: Any, source: str, **options: Any) -> Any:
 def _name(source: str) -> str:
     """Return the name of a folder, wherever it lies, or the whole hub id."""
     return Path(source).name if Path(source).is_dir() else source
+
+
+def _place(source: str) -> str:
+    """Return a folder's full path, so that it is found from anywhere, or the hub id."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def _model_facts(model: Any, source: str, name: str | None) -> dict[str, Any]:

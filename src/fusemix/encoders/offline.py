@@ -10,7 +10,7 @@ from fusemix.encoders.base import Latent
 from fusemix.encoders.huggingface import TextEncoder
 from fusemix.errors import MissingExtraError
 
-SIDE = 64
+SIDE, CELL, ORIENTATIONS, THUMBNAIL = 64, 16, 9, 16
 
 
 class Hog:
@@ -29,11 +29,9 @@ class Hog:
         except PackageNotFoundError as error:
             raise MissingExtraError("scikit-image", "demo", "the encoder 'hog'") from error
         self.fingerprint: dict[str, Any] = {
-            "loader": "offline",
-            "name": "hog",
-            "side": SIDE,
-            "library": library,
-        }
+            "loader": "offline", "name": "hog", "library": library,
+            "side": SIDE, "cell": CELL, "orientations": ORIENTATIONS, "thumbnail": THUMBNAIL,
+        }  # fmt: skip
 
     def encode(self, items: Sequence[Any]) -> Latent:
         """Encode n images to (n, 580)."""
@@ -48,8 +46,8 @@ def _describe(image: Any) -> Latent:
     if grey.size != (SIDE, SIDE):
         grey = grey.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(grey, dtype=np.float32) / 255
-    shape = hog(pixels, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
-    small = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel() / 255
+    shape = hog(pixels, orientations=ORIENTATIONS, pixels_per_cell=(CELL, CELL), cells_per_block=(2, 2))
+    small = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32).ravel() / 255
     return np.concatenate([shape, small / 2]).astype(np.float32)
 
 

@@ -59,8 +59,10 @@ def read_vectors(path: Path, rows: np.ndarray[Any, Any], count: int) -> tuple[li
     items, first, place = np.unique(rows[filled], return_index=True, return_inverse=True)
     assert len(items) == count, "items are numbered without gaps"
     chosen = array[filled[first]]
-    differs = np.flatnonzero((array[filled] != chosen[place]).any(axis=1))
+    given, kept = array[filled], chosen[place]
+    # NaN equals NaN here: that a latent is not finite is for the extraction to report.
+    differs = np.flatnonzero(~((given == kept) | ((given != given) & (kept != kept))).all(axis=1))
     if len(differs):
-        row = int(filled[differs[0]])
+        row = int(filled[differs[0]]) + 1
         raise DataError(f"{path}: row {row} differs from an earlier row of the same item; give one vector per item")
     return list(chosen), fingerprint
