@@ -226,7 +226,8 @@ def _used(model: FuseMix, seconds: dict[str, float]) -> str:
         f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose the epoch "
         f"({facts['best_epoch']} of {config.epochs})"
     )
-    entries["adapters"] = f"{config.depth} block(s), {config.dim} shared dimensions, {facts['parameters']:,} parameters"
+    blocks = "1 residual block" if config.depth == 1 else f"{config.depth} residual blocks"
+    entries["adapters"] = f"{blocks} each, {config.dim} shared dimensions, {facts['parameters']:,} parameters"
     entries["mixing"] = (
         f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one per batch of {config.batch_size}"
         if config.alpha
