@@ -85,13 +85,13 @@ def extract(
         str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of texts, and what encodes them.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Column of what must stay in one split [default: the first modality].")
+        str | None, typer.Option(help="Column of what must stay in one split (default: the first modality).")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Column that says train, val or test [default: 'split', else 80/10/10].")
+        str | None, typer.Option(help="Column that says train, val or test (default: 'split', else 80/10/10).")
     ] = None,
     root: Annotated[
-        Path | None, typer.Option(help="Folder that file names are relative to [default: the table's].")
+        Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Precision on disk: float16 or float32.")] = "float16",
     seed: Seed = 0,
@@ -100,8 +100,8 @@ def extract(
 ) -> None:
     """Run the frozen encoders once and keep the latents. Run it again to go on after an interruption.
 
-    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file of
-    latents; a column of vectors needs none. Any other modality is written --NAME COLUMN=ENCODER, in your own word.
+    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file of latents;
+    a column of vectors needs none. Any other modality is written --NAME COLUMN=ENCODER, in your own word.
     """
     import fusemix as fm
     from fusemix.terminal import say
@@ -183,7 +183,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit` wrote.")],
     latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
     split: Annotated[
-        str | None, typer.Option(help="Split to measure on [default: test, or val where there is no test].")
+        str | None, typer.Option(help="Split to measure on (default: test, or val where there is no test).")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write an HTML report with pictures and curves here.")
@@ -215,8 +215,8 @@ def index(
     model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit` wrote.")],
     latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
     out: Out,
-    modality: Annotated[str | None, typer.Option(help="Items to search among [default: the first modality].")] = None,
-    split: Annotated[str | None, typer.Option(help="Only the items of this split [default: all].")] = None,
+    modality: Annotated[str | None, typer.Option(help="Items to search among (default: the first modality).")] = None,
+    split: Annotated[str | None, typer.Option(help="Only the items of this split (default: all).")] = None,
 ) -> None:
     """Embed items for search."""
     import fusemix as fm

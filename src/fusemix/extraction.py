@@ -66,12 +66,19 @@ def extract(
         require_files(items)
     durable.remove_leftovers(out)
     _write_pairs(out, pairs)
-    failures: dict[str, list[Failure]] = {}
-    for name, (items, precomputed) in sources.items():
-        # One modality at a time: this encoder leaves memory before the next one loads.
-        encoder = precomputed or load_encoder(_spec(encoders[name]), items.kind)
-        failures[name] = _fill(out, items, encoder, dtype, shard_items, progress)
-    durable.write(out / "failed.parquet", _failed_file(pairs, failures))
+    stores: dict[str, LatentStore] = {}
+    # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.
+    for name, (items, given) in sources.items():
+        encoder = given or load_encoder(_spec(encoders[name]), items.kind)
+        stores[name] = _create(out, items, encoder, dtype, shard_items)
+    del encoder
+    for name, (items, given) in sources.items():
+        missing = stores[name].missing()
+        progress(f"extract {name}", len(items) - sum(len(stores[name].items_of(s)) for s in missing), len(items))
+        if missing:
+            # One modality at a time: this encoder leaves memory when _fill returns.
+            _fill(stores[name], items, given or load_encoder(_spec(encoders[name]), items.kind), missing, progress)
+    durable.write(out / "failed.parquet", _failed_file(pairs, {name: s.failures for name, s in stores.items()}))
     return open_latents(out)
 
 
@@ -86,9 +93,8 @@ def _precomputed(pairs: Pairs, name: str, spec: EncoderSpec | None) -> tuple[Ite
     return items, None
 
 
-def _fill(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: int, progress: Progress) -> list[Failure]:
-    """Fill the store of one modality and return what failed."""
-    stage = f"extract {items.name}"
+def _create(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: int) -> LatentStore:
+    """Start the store of one modality, or go on with it."""
     known = hash_json([items.kind, items.ids])
     facts = Facts(items.name, items.kind, encoder.fingerprint, encoder.source, len(items), known, shard_items, dtype)
     folder = out / items.name / _slug(encoder.fingerprint["name"])
@@ -98,10 +104,12 @@ def _fill(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: in
             f"{folder.parent} holds latents of another encoder (was {others[0]}, is {folder.name}); "
             "give another output folder, or delete this one to start again"
         )
-    store = LatentStore.create(folder, facts, items)
-    missing = store.missing()
+    return LatentStore.create(folder, facts, items)
+
+
+def _fill(store: LatentStore, items: Items, encoder: Encoder, missing: list[int], progress: Progress) -> None:
+    """Encode the missing shards of one modality."""
     done = len(items) - sum(len(store.items_of(shard)) for shard in missing)
-    progress(stage, done, len(items))
     failed = 0
     widths: set[int] = set()
     for shard in missing:
@@ -113,11 +121,11 @@ def _fill(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: in
                 widths.add(parts[-1].latents.shape[1])
             if len(widths) > 1:
                 raise EncoderError(
-                    f"{facts.encoder['name']}: latents of {sorted(widths)} dimensions; wanted the same in every batch"
+                    f"{encoder.fingerprint['name']}: latents of {sorted(widths)} dimensions; wanted the same in every batch"
                 )
             done += len(batch)
             failed += len(parts[-1].failures)
-            progress(stage, done, len(items), f"{failed} failed" if failed else "")
+            progress(f"extract {items.name}", done, len(items), f"{failed} failed" if failed else "")
         latents = [part.latents for part in parts if part.items]
         store.commit(
             shard,
@@ -125,7 +133,6 @@ def _fill(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: in
             np.concatenate(latents) if latents else np.empty((0, 0), np.float32),
             [failure for part in parts for failure in part.failures],
         )
-    return store.failures
 
 
 def _batches(span: range, size: int) -> Iterator[range]:
