@@ -100,7 +100,8 @@ def extract(
 ) -> None:
     """Run the frozen encoders once and keep the latents. Run it again to go on after an interruption.
 
-    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file of latents;
+    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file of
+    latents;
     a column of vectors needs none. Any other modality is written --NAME COLUMN=ENCODER, in your own word.
     """
     import fusemix as fm

@@ -120,9 +120,8 @@ def _fill(store: LatentStore, items: Items, encoder: Encoder, missing: list[int]
             if parts[-1].items:
                 widths.add(parts[-1].latents.shape[1])
             if len(widths) > 1:
-                raise EncoderError(
-                    f"{encoder.fingerprint['name']}: latents of {sorted(widths)} dimensions; wanted the same in every batch"
-                )
+                name = encoder.fingerprint["name"]
+                raise EncoderError(f"{name}: latents of {sorted(widths)} dimensions; wanted the same in every batch")
             done += len(batch)
             failed += len(parts[-1].failures)
             progress(f"extract {items.name}", done, len(items), f"{failed} failed" if failed else "")
