@@ -88,18 +88,23 @@ def paper(seed: int) -> FitConfig:
     )  # fmt: skip
 
 
-def scaled(pairs: int, seed: int) -> FitConfig:
+def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 1.0) -> FitConfig:
     """Return settings that suit the number of training pairs; the default.
 
-    batch_size is the power of two nearest to pairs / 64, between 256 and 16,384; epochs make 800 steps, more above
-    30,000 pairs (growing as the root), between 10 and 200; one block per adapter below 100,000 pairs, two below a
-    million, four above, as published.
+    PLACE
+
+    Args:
+        pairs: N.
+        seed: goes into the settings.
+        batch_size: B, if it is given; the epochs follow it.
+        alpha: of the mixing; without mixing a step loads B pairs instead of 2B, and the epochs follow that.
     """
-    batch_size = 2 ** round(math.log2(min(max(pairs / 64, 256), 16_384)))
-    steps = 800 * max(1.0, pairs / 30_000) ** 0.5
-    epochs = min(max(round(steps * 2 * batch_size / max(pairs, 1)), 10), 200)
+    batch_size = batch_size or 2 ** round(math.log2(min(max(pairs / 128, 256), 16_384)))
+    loaded = min(batch_size * (2 if alpha > 0 else 1), max(pairs, 1))
+    steps = 1000 * max(1.0, pairs / 30_000) ** 0.5
+    epochs = min(max(round(steps * loaded / max(pairs, 1)), 10), 200)
     return FitConfig(
-        dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.5,
-        input_dropout=0.3, alpha=1.0, batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50,
+        dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
+        input_dropout=0.3, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50,
         schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, seed=seed,
     )  # fmt: skip

@@ -10,10 +10,11 @@ from torch import Tensor
 from fusemix.align.metrics import (
     CUTOFFS,
     Relevance,
+    average_precisions,
+    best_ranks,
     bootstrap,
     chance_average_precision,
     chance_rank_distribution,
-    rank,
     recall_at,
 )
 from fusemix.data.latents import Latents
@@ -138,7 +139,8 @@ def _score_one_way(
     queries: Tensor, gallery: Tensor, query_rows: np.ndarray[Any, Any], gallery_rows: np.ndarray[Any, Any],
     groups: np.ndarray[Any, Any], seed: int,
 ) -> Scores:  # fmt: skip
-    ranks, precision = rank(queries, gallery, Relevance.from_pairs(query_rows, gallery_rows))
+    relevance = Relevance.from_pairs(query_rows, gallery_rows)
+    ranks = best_ranks(queries, gallery, relevance)
     first = np.unique(query_rows, return_index=True)[1]
     return Scores(
         queries=len(queries),
@@ -146,7 +148,7 @@ def _score_one_way(
         recall={k: recall_at(ranks, k) for k in CUTOFFS},
         interval=bootstrap(ranks, groups[first], np.random.default_rng(seed)),
         median_rank=float(np.median(ranks)),
-        mean_ap=float(precision.mean()),
+        mean_ap=float(average_precisions(queries, gallery, relevance).mean()),
     )
 
 

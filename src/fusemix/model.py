@@ -109,7 +109,11 @@ class FuseMix:
 
     def config(self, pairs: int) -> FitConfig:
         """Return the settings that a fit on this many pairs would use."""
-        recipes = {"scaled": lambda: scaled(pairs, self.seed), "paper": lambda: paper(self.seed)}
+        alpha = 1.0 if self.alpha is None else self.alpha
+        recipes = {
+            "scaled": lambda: scaled(pairs, self.seed, self.batch_size, alpha),
+            "paper": lambda: paper(self.seed),
+        }
         if self.recipe not in recipes:
             raise DataError(f"no recipe {self.recipe!r}; {choices(self.recipe, recipes)}")
         names = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr")

@@ -2,17 +2,21 @@
 
 A query may have several relevant items and an item several queries. An item that scores exactly as high as a relevant
 one and is not relevant counts as ranked *before* it: a model that gives every item the same score gets the worst rank,
-not the best. Nothing is sorted, so the cost is one matrix product and one comparison per relevant item.
+not the best. Ranks are counted, not sorted for: one matrix product and one comparison per score.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fusemix.errors import FusemixError
 
 CUTOFFS = (1, 5, 10)
 _SCORES_PER_BLOCK = 1 << 24  # 64 MB of float32 scores at a time
@@ -55,35 +59,61 @@ class Relevance:
         return torch.from_numpy(rows), torch.from_numpy(mask)
 
 
-def rank(queries: Tensor, gallery: Tensor, relevance: Relevance) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rank the gallery for every query.
+def best_ranks(queries: Tensor, gallery: Tensor, relevance: Relevance) -> NDArray[np.int64]:
+    """Return the rank of the best relevant item of every query, (Q,), from 1.
 
     Args:
         queries: (Q, S) embeddings.
         gallery: (G, S) embeddings; the score is the dot product.
         relevance: what counts as found.
 
-    Returns:
-        Rank of the best relevant item (Q,), from 1; average precision (Q,), in (0, 1].
+    Raises:
+        FusemixError: embeddings that are not finite, which would compare with nothing.
     """
+    parts = []
+    for scores, relevant, _ in _blocks(queries, gallery, relevance):
+        best = relevant[:, :1]
+        others = (scores >= best).sum(dim=1) - (relevant >= best).sum(dim=1)
+        parts.append(others + 1)
+    return _join(parts)
+
+
+def average_precisions(queries: Tensor, gallery: Tensor, relevance: Relevance) -> NDArray[np.float64]:
+    """Return the average precision of every query, (Q,), in (0, 1]; arguments as `best_ranks`."""
+    parts = []
+    for scores, relevant, counts in _blocks(queries, gallery, relevance):
+        above = _at_least(scores, relevant)  # items that score as high as each relevant one, itself among them
+        others = above - _at_least(relevant, relevant)
+        place = torch.arange(1, relevant.shape[1] + 1, device=scores.device)
+        real = place <= counts[:, None]
+        precision = place.double() / (place + others)
+        parts.append(precision.masked_fill(~real, 0).sum(dim=1) / counts)
+    return _join(parts)
+
+
+def _blocks(queries: Tensor, gallery: Tensor, relevance: Relevance) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield scores (q, G), scores of the relevant items (q, R), falling and filled with -inf, and their number (q,)."""
+    if not bool(queries.isfinite().all() and gallery.isfinite().all()):
+        raise FusemixError("some embeddings are NaN or infinite, so nothing can be ranked; look for NaN latents")
     block = max(1, _SCORES_PER_BLOCK // len(gallery))
-    edges = [*range(0, len(queries), block), len(queries)]
-    parts = [_rank_block(queries[a:b] @ gallery.T, *relevance.padded(a, b)) for a, b in pairwise(edges)]
-    best, precision = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
-    return best, precision
+    for first, stop in pairwise([*range(0, len(queries), block), len(queries)]):
+        scores = queries[first:stop] @ gallery.T
+        rows, mask = (t.to(scores.device) for t in relevance.padded(first, stop))
+        relevant = scores.gather(1, rows).masked_fill(~mask, -torch.inf).sort(dim=1, descending=True).values
+        yield scores, relevant, mask.sum(dim=1)
 
 
-def _rank_block(scores: Tensor, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rank one block: scores (q, G), relevant rows and mask (q, R) -> best ranks (q,), average precision (q,)."""
-    rows, mask = rows.to(scores.device), mask.to(scores.device)
-    relevant = scores.gather(1, rows).masked_fill(~mask, -torch.inf).sort(dim=1, descending=True).values  # (q, R)
-    real = torch.arange(relevant.shape[1], device=scores.device) < mask.sum(1, keepdim=True)
-    above = torch.stack([(scores >= column[:, None]).sum(1) for column in relevant.unbind(1)], dim=1)
-    relevant_above = (relevant[:, None, :] >= relevant[:, :, None]).sum(2)
-    others = above - relevant_above  # items before each relevant one that are not relevant
-    place = torch.arange(1, relevant.shape[1] + 1, device=scores.device)
-    precision = (place.double() / (place + others)).masked_fill(~real, 0).sum(1) / mask.sum(1)
-    return others[:, 0] + 1, precision
+def _at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Count for each threshold (q, R) the scores (q, G) of its row that reach it, (q, R)."""
+    if thresholds.shape[1] <= 16:  # counting is cheaper than sorting while there are few thresholds
+        return torch.stack([(scores >= column[:, None]).sum(dim=1) for column in thresholds.unbind(dim=1)], dim=1)
+    rising = scores.sort(dim=1).values
+    return scores.shape[1] - torch.searchsorted(rising, thresholds.contiguous(), side="left")
+
+
+def _join(parts: list[Tensor]) -> NDArray[Any]:
+    joined: NDArray[Any] = torch.cat(parts).cpu().numpy()
+    return joined
 
 
 def recall_at(ranks: NDArray[np.int64], k: int) -> float:
@@ -99,8 +129,8 @@ def mean_recall(x: Tensor, y: Tensor, pairs: tuple[NDArray[np.int64], NDArray[np
         y: (M, S) embeddings.
         pairs: row numbers in x and in y of the positive pairs, without gaps.
     """
-    forth = rank(x, y, Relevance.from_pairs(pairs[0], pairs[1]))[0]
-    back = rank(y, x, Relevance.from_pairs(pairs[1], pairs[0]))[0]
+    forth = best_ranks(x, y, Relevance.from_pairs(pairs[0], pairs[1]))
+    back = best_ranks(y, x, Relevance.from_pairs(pairs[1], pairs[0]))
     return float(np.mean([recall_at(ranks, k) for ranks in (forth, back) for k in CUTOFFS]))
 
 
