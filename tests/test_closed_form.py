@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import eigh
 from sklearn.linear_model import Ridge
 
-from fusemix.align.closed_form import CLOSED_FORMS, SHRINKAGES, ClosedForm, cca, fit_closed_form, moments, ridge
+from fusemix.align.closed_form import CLOSED_FORMS, SHRINKAGES, ClosedForm, cca, fit_closed_forms, moments, ridge
 from fusemix.align.metrics import mean_recall
 
 
@@ -58,7 +58,7 @@ def test_cca_equals_the_generalised_eigenproblem():
 @pytest.mark.parametrize("name", list(CLOSED_FORMS))
 def test_with_fewer_pairs_than_dimensions_shrinkage_saves_it(name):
     x, y = shared(400, dim_x=200, dim_y=150, factors=20)
-    form = fit_closed_form(name, x[:100], y[:100], straight(100), np.arange(100), seed=0)
+    form = fit_closed_forms(x[:100], y[:100], straight(100), np.arange(100), seed=0)[name]
     held = mean_recall(form.embed_x(x[100:]), form.embed_y(y[100:]), straight(300))
     assert held > 50
     collapsed = cca(moments(x[:100], y[:100], straight(100)), 1e-9)
@@ -69,7 +69,7 @@ def test_with_fewer_pairs_than_dimensions_shrinkage_saves_it(name):
 def test_the_shrinkage_is_the_best_on_the_held_out_groups():
     x, y = shared(120, dim_x=60, dim_y=50, factors=10)
     groups = np.arange(120) // 2
-    form = fit_closed_form("cca", x, y, straight(120), groups, seed=3)
+    form = fit_closed_forms(x, y, straight(120), groups, seed=3)["cca"]
     distinct = np.random.default_rng(3).permutation(60)[:12]
     held = np.isin(groups, distinct)
     rows = np.flatnonzero(~held), np.flatnonzero(held)
@@ -83,13 +83,13 @@ def test_the_shrinkage_is_the_best_on_the_held_out_groups():
 
 def test_two_pairs_are_enough_not_to_fail():
     x, y = shared(2)
-    for name in CLOSED_FORMS:
-        assert fit_closed_form(name, x, y, straight(2), np.arange(2), seed=0).embed_x(x).isfinite().all()
+    for form in fit_closed_forms(x, y, straight(2), np.arange(2), seed=0).values():
+        assert form.embed_x(x).isfinite().all()
 
 
 def test_embeddings_have_unit_norm_and_tensors_round_trip():
     x, y = shared(40)
-    form = fit_closed_form("ridge", x, y, straight(40), np.arange(40), seed=0)
+    form = fit_closed_forms(x, y, straight(40), np.arange(40), seed=0)["ridge"]
     torch.testing.assert_close(form.embed_x(x).norm(dim=1), torch.ones(40))
     again = ClosedForm.from_tensors(form.to_tensors())
     assert again.shrinkage == pytest.approx(form.shrinkage) and torch.equal(again.map_x, form.map_x)

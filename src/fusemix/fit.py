@@ -14,8 +14,9 @@ from fusemix.align.losses import info_nce
 from fusemix.align.metrics import mean_recall
 from fusemix.align.mixup import draw_lam, mix
 from fusemix.config import FitConfig
-from fusemix.data.latents import Latents
-from fusemix.errors import DataError, FusemixError
+from fusemix.data.latents import ItemLatents, Latents
+from fusemix.data.store import difference
+from fusemix.errors import DataError, FusemixError, MismatchError
 from fusemix.progress import Progress
 
 MIN_LR = 1e-6
@@ -49,10 +50,10 @@ class Sides:
     rows: tuple[Tensor, Tensor]
 
     @classmethod
-    def of(cls, latents: Latents, device: torch.device) -> "Sides":
+    def of(cls, latents: Latents, modalities: tuple[str, ...], device: torch.device) -> "Sides":
         """Bring the items of these pairs to the device, numbered without gaps."""
         sides, rows = [], []
-        for modality in latents.modalities:
+        for modality in modalities:
             keep, index = np.unique(latents.rows[modality], return_inverse=True)
             sides.append(latents.items[modality].latents[torch.from_numpy(keep)].to(device))
             rows.append(torch.from_numpy(index).to(device))
@@ -72,24 +73,49 @@ def check_pairs(latents: Latents) -> None:
     """Refuse pairs that no fit can use.
 
     Raises:
-        DataError: not two modalities, fewer than two pairs, or latents that are not finite; it names the item.
+        DataError: not two modalities, fewer than two pairs, items that are all alike, or latents that are not finite;
+            it names the modality or the item.
     """
     if len(latents.modalities) != 2:
         names = ", ".join(latents.modalities)
-        raise DataError(
-            f"a fit joins two modalities, these latents have {len(latents.modalities)}: {names}; extract two of them"
-        )
+        count = len(latents.modalities)
+        raise DataError(f"a fit joins two modalities, these latents have {count}: {names}; extract two of them")
     if len(latents) < 2:
-        raise DataError(
-            f"a contrastive fit needs at least 2 pairs, got {len(latents)} in split {latents.split_name or 'train'!r}"
+        raise DataError(f"a contrastive fit needs at least 2 pairs, got {len(latents)}")
+    for modality in latents.modalities:
+        items = latents[modality]
+        _check_finite(items)
+        if bool((items.latents == items.latents[0]).all()):
+            raise DataError(f"{modality}: all {len(items)} latents are the same, so there is nothing to tell apart")
+
+
+def check_validation(train: Latents, val: Latents) -> None:
+    """Refuse validation pairs that do not go with the training pairs, or that are a test split.
+
+    Raises:
+        DataError: a split named test, other modalities, or latents that are not finite.
+        MismatchError: latents of another encoder.
+    """
+    if "test" in val.splits:
+        raise DataError("the epoch must not be chosen on a split named 'test': give the validation pairs, or none")
+    if set(val.modalities) != set(train.modalities):
+        raise DataError(f"validation pairs are of {', '.join(val.modalities)}; wanted {', '.join(train.modalities)}")
+    for modality in train.modalities:
+        old, new = train.items[modality], val.items[modality]
+        differs = difference(
+            {**old.encoder, "width": old.latents.shape[1]}, {**new.encoder, "width": new.latents.shape[1]}
         )
-    for items in latents.items.values():
-        bad = ~items.latents.isfinite().all(dim=1)
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise DataError(
-                f"{items.modality}: the latent of {items.ids[row]!r} is NaN or infinite ({int(bad.sum())} such items)"
-            )
+        if differs:
+            raise MismatchError(f"the {modality} latents of validation come from another encoder: {differs}")
+        _check_finite(val[modality])
+
+
+def _check_finite(items: ItemLatents) -> None:
+    bad = ~items.latents.isfinite().all(dim=1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        count = int(bad.sum())
+        raise DataError(f"{items.modality}: the latent of {items.ids[row]!r} is NaN or infinite ({count} such items)")
 
 
 def fit_adapters(
@@ -109,13 +135,9 @@ def fit_adapters(
     """
     check_pairs(train)
     if val is not None:
-        check_pairs(val)
-        if "test" in val.splits:
-            raise DataError(
-                "the epoch must not be chosen on a split named 'test': give val=, the validation pairs, or none"
-            )
-    sides = Sides.of(train, device)
-    held = Sides.of(val, device) if val is not None else None
+        check_validation(train, val)
+    sides = Sides.of(train, train.modalities, device)
+    held = Sides.of(val, train.modalities, device) if val is not None else None
     # The caller's random state is not ours to move.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -239,8 +261,15 @@ def _optimizer(adapters: Adapters, temperature: nn.Parameter, config: FitConfig)
 def validate(adapters: Adapters, held: Sides) -> float:
     """Mean recall both ways on the held-out pairs, unmixed."""
     adapters.eval()
-    rows = (held.rows[0].cpu().numpy(), held.rows[1].cpu().numpy())
-    return mean_recall(adapters.x(held.x.float()), adapters.y(held.y.float()), rows)
+    x, y = embed(adapters.x, held.x), embed(adapters.y, held.y)
+    return mean_recall(x, y, (held.rows[0].cpu().numpy(), held.rows[1].cpu().numpy()))
+
+
+@torch.inference_mode()
+def embed(adapter: Adapter, latents: Tensor) -> Tensor:
+    """Embed latents (N, D) of any precision in blocks: (N, S) on the adapter's device."""
+    blocks = [adapter(block.to(adapter.shift.device).float()) for block in torch.split(latents, 4096)]
+    return torch.cat(blocks)
 
 
 def _note(history: list[dict[str, float]]) -> str:

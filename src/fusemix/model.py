@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fusemix.align.adapters import Adapter
-from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, fit_closed_form
+from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.data.media import ItemError, load_image
@@ -21,7 +21,7 @@ from fusemix.data.store import difference
 from fusemix.encoders import Encoder, encode_batch, load_encoder, runs_code
 from fusemix.errors import DataError, EncoderError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
-from fusemix.fit import fit_adapters
+from fusemix.fit import Sides, embed, fit_adapters
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.state import Side, State
@@ -146,19 +146,17 @@ class FuseMix:
         if val is not None and not len(val):
             val = None
         config = self.config(len(train))
-        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(self.device)
         fitted = fit_adapters(train, val, config, device, progress)
         first, second = train.modalities
         self.modalities_ = (first, second)
         self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
         self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
-        self.baselines_ = {}
-        sides = [train.items[name].latents.float() for name in train.modalities]
-        for number, name in enumerate(CLOSED_FORMS):
-            progress("fit baselines", number, len(CLOSED_FORMS), name)
-            rows = (train.rows[first], train.rows[second])
-            self.baselines_[name] = fit_closed_form(name, sides[0], sides[1], rows, train.groups, self.seed)
-        progress("fit baselines", len(CLOSED_FORMS), len(CLOSED_FORMS))
+        progress("fit baselines", 0, 1)
+        sides = Sides.of(train, self.modalities_, torch.device("cpu"))
+        rows = (sides.rows[0].numpy(), sides.rows[1].numpy())
+        self.baselines_ = fit_closed_forms(sides.x, sides.y, rows, train.groups, self.seed)
+        progress("fit baselines", 1, 1)
         self.facts_ = {
             "pairs": len(train),
             "items": {name: len(train[name]) for name in train.modalities},
@@ -203,6 +201,10 @@ class FuseMix:
             EncoderError: the encoder does not load, or only by running code that a folder names.
             MismatchError: the encoder is not the one that the model was fitted on.
         """
+        if isinstance(items, (str, Path)):
+            raise DataError(f"embed takes a list of items, got one {type(items).__name__}: embed([...])")
+        if not len(items):
+            return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
         modality = modality or self._modality_of(items[0])
         side = self._side(modality)
         raw = [_decode(item, side.kind) for item in items]
@@ -351,15 +353,12 @@ class FuseMix:
                 f"the model takes {items.modality} latents of width {side.dim}, got {items.latents.shape[1]}"
             )
 
-    @torch.inference_mode()
     def _embed_tensor(self, modality: str, latents: Tensor) -> Tensor:
         """(N, D) -> (N, S) on the CPU, in blocks."""
         dim = self._side(modality).dim
         if latents.ndim != 2 or latents.shape[1] != dim:
             raise DataError(f"{modality}: wanted latents of shape (N, {dim}), got {tuple(latents.shape)}")
-        adapter = self.adapters_[modality]
-        parts = [adapter(block.float()) for block in torch.split(latents, 4096)]
-        return torch.cat(parts) if parts else torch.empty(0, self.config_.dim)
+        return embed(self.adapters_[modality], latents)
 
     def _baseline_embed(self, form: ClosedForm) -> Any:
         first = self.modalities_[0]
@@ -380,10 +379,23 @@ def open_index(folder: str | Path) -> Index:
 
 def _as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
     if isinstance(x, Latents):
+        if y is not None:
+            raise DataError("fit takes Latents alone: give the validation pairs as val=")
         return x
     if y is None:
         raise DataError("fit takes Latents, or two arrays whose rows belong together")
     return Latents.from_arrays(x=x, y=y)
+
+
+def _device(name: str | None) -> torch.device:
+    """Return the device of that name, or CUDA where there is one."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"device {name!r} cannot be used here: {reason}; give cpu, cuda, or leave it out") from error
+    return device
 
 
 def _side(items: ItemLatents) -> Side:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fusemix.align.metrics import mean_recall
 
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_TINY = 1e-12  # keeps a covariance that is all zero invertible
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -89,7 +90,7 @@ def ridge(m: Moments, shrinkage: float) -> ClosedForm:
 
     map_x = (Cxx + s mean(diag Cxx) I)^-1 Cxy, map_y = I.
     """
-    penalty = shrinkage * m.xx.diagonal().mean() * torch.eye(len(m.xx), dtype=m.xx.dtype, device=m.xx.device)
+    penalty = (shrinkage * m.xx.diagonal().mean() + _TINY) * torch.eye(len(m.xx), dtype=m.xx.dtype, device=m.xx.device)
     map_x = torch.linalg.solve(m.xx + penalty, m.xy)
     return _single(m, map_x, torch.eye(len(m.yy), dtype=m.yy.dtype, device=m.yy.device), shrinkage)
 
@@ -108,27 +109,31 @@ def cca(m: Moments, shrinkage: float) -> ClosedForm:
 CLOSED_FORMS: dict[str, Callable[[Moments, float], ClosedForm]] = {"ridge": ridge, "cca": cca}
 
 
-def fit_closed_form(name: str, x: Tensor, y: Tensor, pairs: Rows, groups: NDArray[np.int64], seed: int) -> ClosedForm:
-    """Fit "ridge" or "cca" on all pairs, with the shrinkage that does best on a held-out fifth of the groups.
+def fit_closed_forms(x: Tensor, y: Tensor, pairs: Rows, groups: NDArray[np.int64], seed: int) -> dict[str, ClosedForm]:
+    """Fit ridge and CCA on all pairs, each with the shrinkage that does best on a held-out fifth of the groups.
 
     Args:
-        name: key of CLOSED_FORMS.
         x: (N, Dx) latents of distinct items.
         y: (M, Dy) latents of distinct items.
         pairs: rows of x and of y that belong together, (P,) each.
         groups: (P,) group of each pair; a group is held out whole.
         seed: decides which groups are held out.
+
+    Returns:
+        A map for each name of CLOSED_FORMS.
     """
-    form = CLOSED_FORMS[name]
     held = _held_out(groups, seed)
-    shrinkage = SHRINKAGES[-1]
+    chosen = dict.fromkeys(CLOSED_FORMS, SHRINKAGES[-1])
     if 2 <= held.sum() <= len(held) - 2:
         part = moments(x, y, (pairs[0][~held], pairs[1][~held]))
         (keep_x, ix), (keep_y, iy) = (np.unique(rows[held], return_inverse=True) for rows in pairs)
-        trials = [form(part, s) for s in SHRINKAGES]
-        scores = [mean_recall(trial.embed_x(x[keep_x]), trial.embed_y(y[keep_y]), (ix, iy)) for trial in trials]
-        shrinkage = SHRINKAGES[int(np.argmax(scores))]
-    return form(moments(x, y, pairs), shrinkage)
+        x_held, y_held = x[torch.from_numpy(keep_x)], y[torch.from_numpy(keep_y)]
+        for name, form in CLOSED_FORMS.items():
+            trials = [form(part, s) for s in SHRINKAGES]
+            scores = [mean_recall(trial.embed_x(x_held), trial.embed_y(y_held), (ix, iy)) for trial in trials]
+            chosen[name] = SHRINKAGES[int(np.argmax(scores))]
+    whole = moments(x, y, pairs)
+    return {name: form(whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
 
 
 def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
@@ -140,8 +145,8 @@ def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
 def _inverse_root(c: Tensor, shrinkage: float) -> Tensor:
     """(C + s mean(diag C) I)^-1/2 of a symmetric C (D, D)."""
     values, vectors = torch.linalg.eigh(c)
-    values = values.clamp(min=0) + shrinkage * values.clamp(min=0).mean()
-    root: Tensor = vectors @ (vectors * values.clamp(min=torch.finfo(c.dtype).tiny).rsqrt()).T
+    values = values.clamp(min=0) + shrinkage * values.clamp(min=0).mean() + _TINY
+    root: Tensor = vectors @ (vectors * values.rsqrt()).T
     return root
 
 
