@@ -57,7 +57,7 @@ def test_evaluate_prints_one_json_object(place):
 
 def test_evaluate_prints_a_table_and_writes_a_report(place):
     out = fusemix("evaluate", "m", "l", "--split", "val", "--report", "r.html", cwd=place).stdout
-    assert "split 'val', 30 pairs" in out and "chose the epoch" in out
+    assert "split 'val', 30 pairs" in out and "used to choose the epoch" in out
     assert "data:image/png;base64" in (place / "r.html").read_text()
 
 

@@ -30,7 +30,7 @@ def test_writing_again_replaces_the_old_content(tmp_path):
         assert (tmp_path / "a.bin").read_bytes() == content
 
 
-@pytest.mark.parametrize(("owner", "method"), [(os, "fsync"), (Path, "rename")])
+@pytest.mark.parametrize(("owner", "method"), [(os, "fsync"), (Path, "replace")])
 def test_a_failure_before_the_commit_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch, owner, method):
     path = tmp_path / "a.bin"
     durable.write(path, b"old")
@@ -41,7 +41,7 @@ def test_a_failure_before_the_commit_keeps_the_old_file_and_leaves_no_other(tmp_
     assert names_in(tmp_path) == ["a.bin"]
 
 
-@pytest.mark.parametrize(("owner", "method"), [(os, "fsync"), (Path, "rename")])
+@pytest.mark.parametrize(("owner", "method"), [(os, "fsync"), (Path, "replace")])
 def test_a_failure_before_the_commit_of_a_new_file_leaves_the_folder_empty(tmp_path, monkeypatch, owner, method):
     monkeypatch.setattr(owner, method, broken_disk)
     with pytest.raises(OSError, match="No space left"):

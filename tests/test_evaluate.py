@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import fusemix as fm
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError
 from fusemix.evaluate import chance
@@ -40,9 +41,18 @@ def test_chance_knows_several_captions_per_picture(latents):
 
 
 def test_measuring_on_trained_or_chosen_pairs_is_noted(model, latents):
-    assert "was trained on" in model.evaluate(latents.only("train")).notes[0]
-    assert "chose the epoch" in model.evaluate(latents.only("val")).notes[0]
+    assert model.evaluate(latents.only("train")).notes[0].startswith("80 of 80 image items were trained on")
+    assert model.evaluate(latents.only("val")).notes[0].startswith("15 of 15 image items were used to choose the epoch")
     assert model.evaluate(latents.only("test")).notes == []
+
+
+def test_the_overlap_is_counted_by_items_whatever_the_splits_are_called(model, latents):
+    train, _, test = latents.split(fractions=(0.5, 0.2, 0.3), seed=5)
+    again = fm.FuseMix(dim=8, epochs=1).fit(train)
+    recorded = latents.only("test")
+    shared = len(set(train["image"].ids) & set(recorded["image"].ids))
+    assert again.evaluate(recorded).notes[0].startswith(f"{shared} of 25 image items were trained on")
+    assert again.evaluate(test).notes == []
 
 
 def test_an_unknown_split_names_those_that_are_there(latents):
@@ -57,8 +67,6 @@ def test_no_pairs_is_an_error(model, latents):
 
 def test_many_to_many_relevance_counts_every_partner():
     """Two pictures share one caption: either of them is a right answer to it."""
-    import fusemix as fm
-
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 5))
     model = fm.FuseMix(dim=4, epochs=1).fit(x, x)

@@ -491,7 +491,7 @@ def test_other_pairs_into_the_same_folder_are_a_mismatch(tmp_path):
     before = tree(out)
     pairs = texts_only(tmp_path, right=("x", "yy", "other"))
     message = refusal(MismatchError, pairs, out=out, left=letters, right=letters)
-    assert "pairs.parquet holds other pairs than these (another table, split or seed)" in message
+    assert "pairs.parquet holds pairs with other rows, splits or groups" in message
     assert tree(out) == before
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import Latents
-from fusemix.errors import DataError, FusemixError
+from fusemix.errors import DataError, FusemixError, MismatchError
 from fusemix.fit import MIN_LR, batches, fit_adapters, learning_rate
 from fusemix.progress import silent
 
@@ -73,6 +73,37 @@ def test_fewer_than_two_pairs_are_refused(count):
         fit_adapters(pairs(8).take(np.arange(count)), None, small(), CPU, silent)
 
 
+def test_validation_pairs_of_other_encoders_or_modalities_are_refused():
+    train, val = pairs(16), pairs(8, "val")
+    other = replace(val.items["y"], encoder={"name": "another"})
+    with pytest.raises(MismatchError, match="y latents of validation.*name"):
+        fit_adapters(train, replace(val, items={**val.items, "y": other}), small(), CPU, silent)
+    named = Latents.from_arrays("val", x=val["x"].numpy(), z=val["y"].numpy())
+    with pytest.raises(DataError, match="validation pairs are of x, z; wanted x, y"):
+        fit_adapters(train, named, small(), CPU, silent)
+
+
+def test_validation_in_another_order_of_modalities_is_the_same():
+    train, val = pairs(64), pairs(20, "val", seed=1)
+    turned = Latents.from_arrays("val", y=val["y"].numpy(), x=val["x"].numpy())
+    curves = [[r["val"] for r in fit_adapters(train, v, small(), CPU, silent).history] for v in (val, turned)]
+    assert curves[0] == curves[1]
+
+
+def test_items_that_are_all_alike_are_refused():
+    same = Latents.from_arrays("train", x=np.ones((5, 3)), y=np.random.default_rng(0).normal(size=(5, 3)))
+    with pytest.raises(DataError, match="x: all 1 latents are the same|x: all 5 latents are the same"):
+        fit_adapters(same, None, small(), CPU, silent)
+
+
+def test_the_default_makes_as_many_steps_whatever_the_batch_and_the_mixing():
+    for count in (5_000, 30_000):
+        for given in ({}, {"batch_size": 128}, {"batch_size": 512}, {"alpha": 0.0}):
+            config = scaled(count, 0, **given)
+            steps = config.epochs * len(list(batches(count, config, np.random.default_rng(0))))
+            assert 750 <= steps <= 1300, (count, given, steps)
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_very_few_pairs_still_train(count, alpha):
@@ -83,7 +114,7 @@ def test_very_few_pairs_still_train(count, alpha):
 def test_nan_latents_are_refused_with_the_item():
     data = pairs(8)
     data.items["y"].latents[3, 1] = float("nan")
-    with pytest.raises(DataError, match="y: the latent of '3' is NaN"):
+    with pytest.raises(DataError, match="y: the latent of '[0-9a-f]{16}' is NaN or infinite .1 such"):
         fit_adapters(data, None, small(), CPU, silent)
 
 

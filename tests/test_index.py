@@ -15,7 +15,7 @@ from fusemix.errors import DataError, EncoderError, StoreError
 
 @pytest.fixture
 def index(model, latents):
-    return model.index(latents["image"], latents.root)
+    return model.index(latents["image"])
 
 
 def test_blocks_give_what_a_full_sort_gives(index, monkeypatch):
@@ -51,7 +51,7 @@ def test_a_text_and_a_file_find_items_with_id_score_and_path(index, world, model
 
 def test_an_index_of_texts_returns_texts(model, latents, world):
     model.use_encoder("image", encode_image)
-    hit = model.index(latents["text"], latents.root).search(world / "003.png", k=1)[0]
+    hit = model.index(latents["text"]).search(world / "003.png", k=1)[0]
     assert hit.text is not None and hit.path is None and hit.modality == "text"
 
 

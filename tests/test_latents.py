@@ -88,7 +88,7 @@ def test_taking_by_mask_and_by_row_numbers_agree():
 def test_a_modality_gives_only_the_items_that_occur_once_each_and_in_order():
     latents = Latents.from_arrays(**arrays())
     some = latents.take(np.array([7, 1, 7, 4]))["x"]
-    assert some.ids == ["1", "4", "7"]
+    assert some.ids == [latents["x"].ids[i] for i in (1, 4, 7)]
     assert len(some) == len(some.values) == 3
     np.testing.assert_array_equal(some.numpy(), arrays()["x"][[1, 4, 7]])
     assert latents["x"] is latents.items["x"]
@@ -150,7 +150,7 @@ def test_opened_latents_are_those_that_extract_returned(tmp_path):
         assert [opened.items[name].values[row] for row in opened.rows[name]] == texts
     np.testing.assert_array_equal(opened.splits, made.splits)
     np.testing.assert_array_equal(opened.groups, made.groups)
-    assert opened.root == tmp_path.resolve()
+    assert all(items.root == tmp_path.resolve() for items in opened.items.values())
     assert opened.table.column_names == ["left", "right", "sku"]
     assert opened["left"].encoder["name"].endswith(":length_and_vowels")
 

@@ -55,7 +55,7 @@ def test_a_saved_model_gives_the_same_embeddings_and_the_same_evaluation(model, 
     assert again.get_params() == model.get_params() and again.history_ == model.history_
     assert "licences of the encoders" in (tmp_path / "m" / "README.md").read_text()
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "README.md", "adapters.safetensors", "baselines.safetensors", "facts.json",
+        "README.md", "adapters.safetensors", "baselines.safetensors", "facts.json", "seen.safetensors",
     ]  # fmt: skip
 
 
@@ -95,6 +95,9 @@ def test_raw_items_are_encoded_and_embedded(world, model, latents):
     )
     with pytest.raises(DataError, match="missing"):
         model.embed([world / "nothing.png"])
+    with pytest.raises(DataError, match="takes a list of items, got one str"):
+        model.embed("red above blue")
+    assert model.embed([]).shape == (0, 32)
     with pytest.raises(DataError, match="cannot tell which modality a int is.*image .image., text .text."):
         model.embed([3])
 
@@ -120,6 +123,8 @@ def test_wrong_widths_unknown_modalities_and_unfitted_models_are_refused(model):
         model.embed_latents("imagee", np.zeros((3, 51)))
     with pytest.raises(NotFittedError, match="call fit"):
         fm.FuseMix().transform([[1.0]], [[1.0]])
+    with pytest.raises(DataError, match="device 'gpu' cannot be used here"):
+        fm.FuseMix(device="gpu").fit(*arrays(8))
     with pytest.raises(DataError, match="two arrays whose rows belong together"):
         fm.FuseMix().fit([[1.0]])
     with pytest.raises(DataError, match="no recipe 'papper'.*did you mean 'paper'"):
@@ -139,6 +144,12 @@ def test_arrays_that_do_not_pair_are_refused():
     x[3, 2] = np.nan
     with pytest.raises(DataError, match="row 3 holds NaN"):
         fm.FuseMix().fit(x, y)
+
+
+def test_validation_pairs_in_the_place_of_y_are_not_ignored(latents):
+    train, val, _ = latents.split()
+    with pytest.raises(DataError, match="give the validation pairs as val="):
+        fm.FuseMix(epochs=1).fit(train, val)
 
 
 def test_the_epoch_is_not_chosen_on_test(latents):

@@ -99,7 +99,7 @@ def test_pairs_of_one_picture_are_one_group_unless_told_otherwise(tmp_path):
     path = csv(tmp_path, "a.jpg,x,1", "b.jpg,y,2", "a.jpg,z,2", header="image,text,sku")
     assert read_pairs(path).groups.tolist() == [0, 1, 0]
     assert read_pairs(path, group="sku").groups.tolist() == [0, 1, 1]
-    assert read_pairs(path, text="text", image="image").groups.tolist() == [0, 1, 2]
+    assert read_pairs(path, text="text", image="image").groups.tolist() == [0, 1, 0]
 
 
 def test_rows_without_a_group_are_groups_of_their_own(tmp_path):

@@ -198,17 +198,17 @@ def evaluate(
     pairs, fitted = fm.open_latents(latents), fm.FuseMix.load(model)
     measured = pairs.only(split or ("test" if "test" in pairs.splits else "val"))
     evaluation = fitted.evaluate(measured)
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_dict(), indent=2))
+    else:
+        show_evaluation(evaluation)
     if report is not None:
         from fusemix.report import split_examples, write_report
 
         examples = split_examples(fitted, measured)
         write_report(report, f"{model} on {latents}", fitted, evaluation, examples, {"fit": fitted.facts_["seconds"]})
-    if as_json:
-        typer.echo(json.dumps(evaluation.to_dict(), indent=2))
-        return
-    show_evaluation(evaluation)
-    if report is not None:
-        say(f"report: {report}")
+        if not as_json:
+            say(f"report: {report}")
 
 
 @app.command(epilog="Example: fusemix index model/ latents/ -o index/")
@@ -225,7 +225,7 @@ def index(
 
     pairs, fitted = fm.open_latents(latents), fm.FuseMix.load(model)
     items = (pairs.only(split) if split else pairs)[modality or pairs.modalities[0]]
-    fitted.index(items, pairs.root).save(out)
+    fitted.index(items).save(out)
     say(f"{len(items):,} {items.modality} items of {fitted.config_.dim} numbers each")
     say(f'next: fusemix search {out} "your words"')
 
@@ -236,6 +236,7 @@ def search(
     folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `fusemix index` wrote.")],
     query: Annotated[str, typer.Argument(help="Words, or the name of a file.")],
     k: Annotated[int, typer.Option("-k", help="Number of hits.", min=1)] = 10,
+    modality: Annotated[str | None, typer.Option("--from", help="What the query is (default: by its type).")] = None,
     image: Annotated[
         str | None, typer.Option(metavar="ENCODER", help="What encodes pictures, if it is your own code.")
     ] = None,
@@ -249,13 +250,14 @@ def search(
     An index never runs code by itself: a modality that your own function encoded needs --NAME module:function here.
     """
     import fusemix as fm
+    from fusemix.data.media import is_file
     from fusemix.terminal import show_hits
 
     opened = fm.open_index(folder)
     for name, encoder in _modalities(context, image, text).items():
         opened.model.use_encoder(name, encoder)
     path = Path(query)
-    hits = opened.search(path if path.is_file() else query, k)
+    hits = opened.search(path if is_file(path) else query, k, modality)
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         return

@@ -92,8 +92,8 @@ def run_demo(
 
 def _answer(model: FuseMix, latents: Latents, test: Latents, folder: Path) -> list[Example]:
     """Index all symbols for the user, and answer the example queries among the unseen ones only."""
-    model.index(latents["image"], latents.root).save(folder / "index")
-    unseen = model.index(test["image"], latents.root)
+    model.index(latents["image"]).save(folder / "index")
+    unseen = model.index(test["image"])
     names = dict(
         zip(
             test.table["image"].to_pylist(),

@@ -22,7 +22,7 @@ def write(path: Path, content: bytes) -> None:
         # A short or silent failure of the write shows here, before the name exists.
         if temporary.read_bytes() != content:
             raise StoreError(f"{path}: what was read back differs from what was written; check the disk")
-        temporary.rename(path)
+        temporary.replace(path)
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)

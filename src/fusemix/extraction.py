@@ -54,6 +54,10 @@ def extract(
         StoreError: the disk or the precision failed.
     """
     out = Path(out)
+    if dtype not in ("float16", "float32"):
+        raise DataError(f"latents are kept as float16 or float32, not as {dtype!r}")
+    if shard_items < 1:
+        raise DataError(f"shard_items must be at least 1, got {shard_items}")
     for name in encoders:
         if name not in pairs.items:
             raise DataError(
@@ -69,15 +73,13 @@ def extract(
     stores: dict[str, LatentStore] = {}
     # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.
     for name, (items, given) in sources.items():
-        encoder = given or load_encoder(_spec(encoders[name]), items.kind)
-        stores[name] = _create(out, items, encoder, dtype, shard_items)
-    del encoder
+        stores[name] = _create(out, items, _load(items, given, encoders.get(name)), dtype, shard_items)
     for name, (items, given) in sources.items():
         missing = stores[name].missing()
         progress(f"extract {name}", len(items) - sum(len(stores[name].items_of(s)) for s in missing), len(items))
         if missing:
             # One modality at a time: this encoder leaves memory when _fill returns.
-            _fill(stores[name], items, given or load_encoder(_spec(encoders[name]), items.kind), missing, progress)
+            _fill(stores[name], items, _load(items, given, encoders.get(name)), missing, progress)
     durable.write(out / "failed.parquet", _failed_file(pairs, {name: s.failures for name, s in stores.items()}))
     return open_latents(out)
 
@@ -91,6 +93,14 @@ def _precomputed(pairs: Pairs, name: str, spec: EncoderSpec | None) -> tuple[Ite
         vectors, fingerprint = read_vectors(Path(spec), pairs.rows[name], len(items))
         return replace(items, vectors=vectors), Precomputed(fingerprint)
     return items, None
+
+
+def _load(items: Items, given: Precomputed | None, spec: EncoderSpec | None) -> Encoder:
+    """Load what encodes these items."""
+    if given is not None:
+        return given
+    assert spec is not None, "checked by extract"
+    return load_encoder(str(spec) if isinstance(spec, Path) else spec, items.kind)
 
 
 def _create(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: int) -> LatentStore:
@@ -183,10 +193,21 @@ def _write_pairs(out: Path, pairs: Pairs) -> None:
     path, content = out / "pairs.parquet", pairs_file(pairs)
     if not path.exists():
         durable.write(path, content)
-    elif path.read_bytes() != content:
-        raise MismatchError(
-            f"{path} holds other pairs than these (another table, split or seed); give another output folder"
-        )
+        return
+    old, new = pa.parquet.read_table(path), pa.parquet.read_table(pa.BufferReader(content))
+    if old.schema.metadata != new.schema.metadata:
+        what = f"from {_meta(old)}, these are from {_meta(new)}"
+    elif not old.equals(new):
+        what = "with other rows, splits or groups (another table, --split, --group or --seed)"
+    else:
+        return
+    raise MismatchError(f"{path} holds pairs {what}; give another output folder, or delete this one to start again")
+
+
+def _meta(table: pa.Table) -> str:
+    """Say where the pairs of a pairs.parquet come from."""
+    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    return f"{meta.get('fusemix.root')} ({meta.get('fusemix.modalities', '').replace(chr(10), ', ')})"
 
 
 def _failed_file(pairs: Pairs, failures: dict[str, list[Failure]]) -> bytes:
@@ -203,10 +224,6 @@ def _failed_file(pairs: Pairs, failures: dict[str, list[Failure]]) -> bytes:
     pa.parquet.write_table(table, sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-def _spec(spec: EncoderSpec) -> str | Encoder | Callable[..., Any]:
-    return str(spec) if isinstance(spec, Path) else spec
 
 
 def _slug(name: str) -> str:

@@ -17,7 +17,7 @@ from fusemix import durable
 from fusemix.errors import DataError, StoreError
 
 FORMAT = "fusemix-index-1"
-_ROWS_PER_BLOCK = 1 << 16
+_ROWS_PER_BLOCK, _QUERIES_PER_BLOCK = 1 << 16, 1 << 8  # 64 MB of scores at a time
 
 
 class QueryModel(Protocol):
@@ -109,14 +109,19 @@ class Index:
         """
         if k < 1:
             raise DataError(f"k must be at least 1, got {k}")
-        best = torch.empty(len(queries), 0)
-        rows = torch.empty(len(queries), 0, dtype=torch.int64)
+        parts = [self._search(part, k) for part in torch.split(queries, _QUERIES_PER_BLOCK)]
+        scores, rows = zip(*parts, strict=True)
+        return torch.cat(scores), torch.cat(rows)
+
+    def _search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Keep the best k of each block of rows, then of what was kept."""
+        best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
         for start in range(0, len(self), _ROWS_PER_BLOCK):
-            block = self.embeddings[start : start + _ROWS_PER_BLOCK]
-            numbers = torch.arange(start, start + len(block)).expand(len(queries), -1)
-            best = torch.cat([best, queries @ block.T], dim=1)
-            rows = torch.cat([rows, numbers], dim=1)
-            order = best.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            scores = queries @ self.embeddings[start : start + _ROWS_PER_BLOCK].T
+            order = _best(scores, k)
+            best = torch.cat([best, scores.gather(1, order)], dim=1)
+            rows = torch.cat([rows, order + start], dim=1)
+            order = _best(best, k)
             best, rows = best.gather(1, order), rows.gather(1, order)
         return best, rows
 
@@ -125,6 +130,7 @@ class Index:
         folder = Path(folder)
         sink = pa.BufferOutputStream()
         pa.parquet.write_table(self.items, sink)
+        (folder / "facts.json").unlink(missing_ok=True)  # a half-written index is no index
         self.model.save(folder / "model")
         durable.write(folder / "embeddings.safetensors", save({"embeddings": self.embeddings.contiguous()}))
         durable.write(folder / "items.parquet", sink.getvalue().to_pybytes())
@@ -158,3 +164,8 @@ class Index:
         value = self.items["value"][row].as_py()
         path = str(self.root / value) if value is not None and self.kind != "text" else None
         return Hit(self.items["id"][row].as_py(), score, self.modality, path, value if self.kind == "text" else None)
+
+
+def _best(scores: Tensor, k: int) -> Tensor:
+    """Columns of the k highest scores, falling; equal scores in order of their columns. (q, n) -> (q, min(k, n))."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :k]

@@ -16,15 +16,15 @@ from fusemix.align.adapters import Adapter
 from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import ItemLatents, Latents
-from fusemix.data.media import ItemError, load_image
 from fusemix.data.store import difference
-from fusemix.encoders import Encoder, encode_batch, load_encoder, runs_code
-from fusemix.errors import DataError, EncoderError, MismatchError, NotFittedError, StoreError, choices
+from fusemix.encoders import Encoder, encode_batch
+from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
 from fusemix.fit import Sides, embed, fit_adapters
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
-from fusemix.state import Side, State
+from fusemix.queries import decode, matching_encoder, modality_of, trusted_source
+from fusemix.state import Side, State, id_hashes
 
 PARAMETERS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "recipe", "seed", "device")
 
@@ -55,6 +55,7 @@ class FuseMix:
         baselines_: ridge and CCA, fitted on the same pairs.
         sides_: encoder facts of each modality.
         facts_: pairs, splits, best epoch, temperature, seconds.
+        seen_: hashed ids of the items that were trained on or chose the epoch, so that `evaluate` can tell.
     """
 
     modalities_: tuple[str, str]
@@ -64,6 +65,7 @@ class FuseMix:
     baselines_: dict[str, ClosedForm]
     sides_: dict[str, Side]
     facts_: dict[str, Any]
+    seen_: dict[str, Tensor]
 
     def __init__(
         self,
@@ -157,6 +159,10 @@ class FuseMix:
         rows = (sides.rows[0].numpy(), sides.rows[1].numpy())
         self.baselines_ = fit_closed_forms(sides.x, sides.y, rows, train.groups, self.seed)
         progress("fit baselines", 1, 1)
+        self.seen_ = {f"trained on/{name}": id_hashes(train[name]) for name in train.modalities}
+        for name in train.modalities:
+            chosen = id_hashes(val[name]) if val is not None else torch.empty(0, dtype=torch.int64)
+            self.seen_[f"used to choose the epoch/{name}"] = chosen
         self.facts_ = {
             "pairs": len(train),
             "items": {name: len(train[name]) for name in train.modalities},
@@ -205,9 +211,8 @@ class FuseMix:
             raise DataError(f"embed takes a list of items, got one {type(items).__name__}: embed([...])")
         if not len(items):
             return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
-        modality = modality or self._modality_of(items[0])
-        side = self._side(modality)
-        raw = [_decode(item, side.kind) for item in items]
+        modality = modality or modality_of(items[0], self._fitted().sides_)
+        raw = [decode(item, self._side(modality).kind) for item in items]
         encoder = self.encoder(modality)
         parts = [raw[i : i + encoder.batch_size] for i in range(0, len(raw), encoder.batch_size)]
         return self.embed_latents(modality, np.concatenate([encode_batch(encoder, part) for part in parts]))
@@ -215,17 +220,7 @@ class FuseMix:
     def encoder(self, modality: str) -> Encoder:
         """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
         if modality not in self._encoders:
-            side = self._side(modality)
-            if side.encoder.get("loader") == "vectors" or side.source == "":
-                raise EncoderError(
-                    f"the latents of {modality!r} were given ready-made, so raw {modality} items cannot be encoded"
-                )
-            if runs_code(side.source):
-                raise EncoderError(
-                    f"{modality!r} was encoded by {side.source}; a saved model never runs code by itself: "
-                    f"name the encoder yourself (--{modality} {side.source}, or model.use_encoder)"
-                )
-            self.use_encoder(modality, load_encoder(side.source, side.kind))
+            self.use_encoder(modality, trusted_source(modality, self._side(modality)))
         return self._encoders[modality]
 
     def use_encoder(self, modality: str, encoder: Any) -> Self:
@@ -234,12 +229,7 @@ class FuseMix:
         Raises:
             MismatchError: its fingerprint differs from the one that the model was fitted on.
         """
-        side = self._side(modality)
-        loaded = load_encoder(encoder, side.kind)
-        differs = difference(side.encoder, loaded.fingerprint)
-        if differs:
-            raise MismatchError(f"this is not the encoder of {modality!r} that the model was fitted on: {differs}")
-        self._encoders[modality] = loaded
+        self._encoders[modality] = matching_encoder(modality, self._side(modality), encoder)
         return self
 
     def evaluate(self, latents: Latents) -> Evaluation:
@@ -253,26 +243,34 @@ class FuseMix:
         if not len(latents):
             raise DataError("there are no pairs to evaluate on")
         baselines = {name: score(self._baseline_embed(form), latents) for name, form in self.baselines_.items()}
-        notes = [
-            f"the split {name!r} was trained on: this is no measure of unseen pairs"
-            for name in sorted(set(self.facts_["trained_on"]) & set(latents.splits.tolist()) - {"arrays"})
-        ] + [
-            f"the split {name!r} chose the epoch: slightly in the model's favour"
-            for name in sorted(set(self.facts_["chosen_on"]) & set(latents.splits.tolist()) - {"arrays"})
-        ]
         retrieval = score(self._embed_tensor, latents)
-        return Evaluation(latents.split_name, len(latents), retrieval, {"chance": chance(latents), **baselines}, notes)
+        return Evaluation(
+            latents.split_name,
+            len(latents),
+            retrieval,
+            {"chance": chance(latents), **baselines},
+            self._overlap(latents),
+        )
 
-    def index(self, items: ItemLatents, root: str | Path = "") -> Index:
-        """Embed the items of one modality for search.
+    def _overlap(self, latents: Latents) -> list[str]:
+        """Say which of the items to measure on were trained on, or chose the epoch."""
+        notes = []
+        for use, meaning in (
+            ("trained on", "no measure of these"),
+            ("used to choose the epoch", "slightly in our favour"),
+        ):
+            for name in self.modalities_:
+                ids = id_hashes(latents[name])
+                count = int(torch.isin(ids, self.seen_[f"{use}/{name}"]).sum())
+                if count:
+                    notes.append(f"{count:,} of {len(ids):,} {name} items were {use}: {meaning}")
+        return notes
 
-        Args:
-            items: such as `latents["image"]`.
-            root: folder that file names are relative to.
-        """
+    def index(self, items: ItemLatents) -> Index:
+        """Embed the items of one modality, such as `latents["image"]`, for search."""
         self._check_side(items)
         table = pa.table({"id": items.ids, "value": pa.array(items.values, pa.string())})
-        facts = {"modality": items.modality, "kind": items.kind, "root": str(root)}
+        facts = {"modality": items.modality, "kind": items.kind, "root": str(items.root)}
         return Index(self._embed_tensor(items.modality, items.latents), table, facts, self)
 
     def save(self, folder: str | Path) -> None:
@@ -287,6 +285,7 @@ class FuseMix:
             self.baselines_,
             self.history_,
             self.facts_,
+            self.seen_,
         ).save(Path(folder))
 
     @classmethod
@@ -300,7 +299,7 @@ class FuseMix:
         model = cls().set_params(**state.params)
         model.modalities_, model.sides_, model.config_ = state.modalities, state.sides, state.config
         model.adapters_, model.baselines_ = state.adapters, state.baselines
-        model.history_, model.facts_ = state.history, state.facts
+        model.history_, model.facts_, model.seen_ = state.history, state.facts, state.seen
         return model
 
     def _fitted(self) -> Self:
@@ -313,22 +312,6 @@ class FuseMix:
         if modality not in sides:
             raise DataError(f"the model has no modality {modality!r}; {choices(modality, sides)}")
         return sides[modality]
-
-    def _modality_of(self, item: Any) -> str:
-        """Find the modality that takes an item of this type."""
-        from PIL.Image import Image
-
-        takers = {str: ("text",), Path: ("file", "image"), Image: ("image",)}
-        kinds = next((kinds for type_, kinds in takers.items() if isinstance(item, type_)), ())
-        found = [name for name, side in self._fitted().sides_.items() if side.kind in kinds]
-        if len(found) == 1:
-            return found[0]
-        known = ", ".join(f"{name} ({side.kind})" for name, side in self.sides_.items())
-        what = type(item).__name__
-        raise DataError(
-            f"cannot tell which modality a {what} is: a str is text, a Path is a file, a PIL image is an image, "
-            f"and the model has {known}; say modality="
-        )
 
     def _check(self, latents: Latents) -> None:
         """Refuse latents that are not of this model's encoders."""
@@ -400,12 +383,3 @@ def _device(name: str | None) -> torch.device:
 
 def _side(items: ItemLatents) -> Side:
     return Side(items.kind, items.latents.shape[1], items.encoder, items.source)
-
-
-def _decode(item: Any, kind: str) -> Any:
-    if kind != "image" or not isinstance(item, (str, Path)):
-        return item
-    try:
-        return load_image(Path(item))
-    except ItemError as error:
-        raise DataError(f"{item}: {error.reason}: {error}") from error

@@ -113,7 +113,7 @@ def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6)
     if text is None:
         return []
     other = next(name for name in latents.modalities if name != text)
-    texts, index = latents[text], model.index(latents[other], latents.root)
+    texts, index = latents[text], model.index(latents[other])
     rows = np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(int)
     queries = torch.from_numpy(model.embed_latents(text, texts.latents[torch.from_numpy(rows)]))
     examples = []

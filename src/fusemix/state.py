@@ -1,10 +1,13 @@
-"""A fitted model as a folder: adapters.safetensors, baselines.safetensors, facts.json and README.md, the model card."""
+"""A fitted model as a folder: adapters, baselines, hashed ids of what it has seen, facts, and its card."""
 
 import json
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -13,6 +16,7 @@ from fusemix import durable
 from fusemix.align.adapters import Adapter
 from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm
 from fusemix.config import FitConfig
+from fusemix.data.latents import ItemLatents
 from fusemix.errors import DataError, StoreError
 
 FORMAT = "fusemix-model-1"
@@ -47,6 +51,7 @@ class State:
     baselines: dict[str, ClosedForm]
     history: list[dict[str, float]]
     facts: dict[str, Any]
+    seen: dict[str, Tensor]
 
     def save(self, folder: Path) -> None:
         """Write the folder; facts.json last, so that a half-written model is no model."""
@@ -63,11 +68,13 @@ class State:
             "facts": self.facts,
             "history": self.history,
         }
+        content = (json.dumps(facts, indent=2, default=lambda number: number.item()) + "\n").encode()
         (folder / "facts.json").unlink(missing_ok=True)
         durable.write(folder / "adapters.safetensors", _bytes(weights))
         durable.write(folder / "baselines.safetensors", _bytes(maps))
+        durable.write(folder / "seen.safetensors", _bytes(self.seen))
         durable.write(folder / "README.md", self.card().encode())
-        durable.write(folder / "facts.json", (json.dumps(facts, indent=2) + "\n").encode())
+        durable.write(folder / "facts.json", content)
 
     @classmethod
     def load(cls, folder: Path) -> "State":
@@ -89,9 +96,9 @@ class State:
             maps = load_file(folder / "baselines.safetensors")
             baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in CLOSED_FORMS}
             first, second = saved["modalities"]
-            return cls(
-                saved["params"], (first, second), sides, config, adapters, baselines, saved["history"], saved["facts"]
-            )
+            seen = load_file(folder / "seen.safetensors")
+            known = saved["params"], (first, second), sides, config
+            return cls(*known, adapters, baselines, saved["history"], saved["facts"], seen)
         except FileNotFoundError as error:
             message = f"{folder} holds no model ({error.filename} is missing); make one with `fusemix fit`"
             raise StoreError(message) from error
@@ -131,6 +138,12 @@ model.embed_latents("{first}", latents)  # (N, {width}) -> (N, {self.config.dim}
 
 The licences of the encoders and of the data pass on to these adapters.
 """
+
+
+def id_hashes(items: ItemLatents) -> Tensor:
+    """Return a 64-bit hash of the id of each item, (n,) int64."""
+    digests = b"".join(blake2b(id_.encode(), digest_size=8).digest() for id_ in items.ids)
+    return torch.from_numpy(np.frombuffer(digests, dtype="<i8").astype(np.int64))
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:

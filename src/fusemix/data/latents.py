@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fusemix.data.pairs import Pairs, Rows, group_codes, random_splits
+from fusemix.data.pairs import Pairs, Rows, content_hash, group_codes, random_splits
 from fusemix.data.store import LatentStore
 from fusemix.errors import DataError, StoreError, choices
 
@@ -29,6 +29,7 @@ class ItemLatents:
         latents: (n, D).
         encoder: fingerprint of the encoder.
         source: how to load the encoder again.
+        root: folder that file names are relative to.
     """
 
     modality: str
@@ -38,6 +39,7 @@ class ItemLatents:
     latents: Tensor
     encoder: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,7 +60,6 @@ class Latents:
         groups: (N,) int64; pairs of one group stay in one split.
         splits: (N,) of "train", "val", "test" or the table's own words.
         table: the user's plain columns, N rows.
-        root: folder that file names are relative to.
     """
 
     items: dict[str, ItemLatents]
@@ -66,7 +67,6 @@ class Latents:
     groups: Rows
     splits: NDArray[np.str_]
     table: pa.Table
-    root: Path = Path()
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -161,8 +161,10 @@ class Latents:
         if len(set(sizes.values())) > 1:
             raise DataError(f"row i of each array must belong together, but the arrays have {sizes} rows")
         count = next(iter(sizes.values()), 0)
-        ids = [str(i) for i in range(count)]
-        items = {name: ItemLatents(name, "vector", ids, [None] * count, tensor) for name, tensor in tensors.items()}
+        items = {}
+        for name, tensor in tensors.items():
+            ids = [content_hash(row.tobytes()) for row in tensor.numpy()]
+            items[name] = ItemLatents(name, "vector", ids, [None] * count, tensor)
         numbers = np.arange(count)
         table = pa.table({"row": numbers})
         return cls(items, dict.fromkeys(arrays, numbers), numbers, np.full(count, split), table)
@@ -201,12 +203,13 @@ def open_latents(folder: str | Path) -> Latents:
             store.latents,
             facts.encoder,
             facts.source,
+            Path(meta["fusemix.root"]),
         )
         place = np.full(facts.count + 1, -1)  # the last entry is what an empty cell, -1, looks up
         place[store.encoded] = np.arange(len(store.encoded))
         rows[modality] = place[table[f"fusemix.item.{modality}"].to_numpy()]
     plain = table.select([name for name in table.column_names if not name.startswith("fusemix.")])
-    whole = Latents(items, rows, groups, splits, plain.replace_schema_metadata(None), Path(meta["fusemix.root"]))
+    whole = Latents(items, rows, groups, splits, plain.replace_schema_metadata(None))
     return whole.take(np.all([row >= 0 for row in rows.values()], axis=0))
 
 

@@ -1,5 +1,6 @@
 """Pairs: which items belong together, in which group and split. A table in, numbered distinct items out."""
 
+import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -18,7 +19,9 @@ Kind = Literal["image", "text", "file", "vector"]
 """What a raw item is: a picture file, a string, any other file, or a vector of numbers."""
 
 Rows = NDArray[np.int64]
+RESERVED = frozenset({"dtype", "out", "pairs", "progress", "shard_items"})  # arguments of `extract`
 SPLITS = ("train", "val", "test")
+_FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _ALIASES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
 
 
@@ -82,7 +85,8 @@ def read_pairs(
     Args:
         source: the table. A folder gives the columns "image" and "text": captions from `photo.txt` beside `photo.jpg`,
             else the name of the class folder.
-        group: column of things that must stay in one split; by default rows that share an item of the first modality.
+        group: column of things that must stay in one split; by default rows that share an item of the first modality
+            that is not text (the captions of one picture).
         split: column that says train, val or test; by default the column "split" if there is one, else 80/10/10 of
             the groups at random.
         root: folder that file names are relative to; by default the folder of the table.
@@ -95,6 +99,8 @@ def read_pairs(
     """
     path = Path(source)
     table = read_table(path)
+    for name in RESERVED & set(columns):
+        raise DataError(f"a modality cannot be called {name!r}, which is an option; choose another word")
     columns = columns or {"image": "image", "text": "text"}
     if len(columns) < 2:
         raise DataError(f"a pair needs at least two modalities, got {', '.join(columns)}; name another column")
@@ -105,12 +111,13 @@ def read_pairs(
     items, rows = {}, {}
     for modality, column in columns.items():
         items[modality], rows[modality] = _distinct(modality, column, table[column], folder)
-    first = next(iter(columns))
-    groups = group_codes(table[group]) if group else _own_group_if_missing(rows[first])
+    whole = next((name for name in columns if items[name].kind != "text"), next(iter(columns)))
+    groups = group_codes(table[group]) if group else _own_group_if_missing(rows[whole])
     split = split or ("split" if "split" in table.column_names else None)
     splits = _named_splits(table[split], split) if split else random_splits(groups, seed=seed)
-    plain = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
-    return Pairs(items, rows, groups, splits, table.select(plain))
+    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
+    plain = table.append_column("row", pa.array(np.arange(len(table)))) if len(nested) == table.num_columns else table
+    return Pairs(items, rows, groups, splits, plain.drop_columns(nested))
 
 
 def require_files(items: Items) -> None:
@@ -119,7 +126,11 @@ def require_files(items: Items) -> None:
     Raises:
         DataError: none of the first hundred names is a file.
     """
-    if items.kind != "image" or items.vectors or any(is_file(items.root / value) for value in items.values[:100]):
+    if (
+        items.kind not in ("image", "file")
+        or items.vectors
+        or any(is_file(items.root / value) for value in items.values[:100])
+    ):
         return
     name = items.values[0]
     found = next((folder for folder in sorted(items.root.glob("*")) if is_file(folder / name)), None)
@@ -197,7 +208,7 @@ def _distinct(modality: str, column_name: str, column: pa.ChunkedArray, root: Pa
     if not values:
         raise DataError(f"column {column_name!r} is empty in all {len(rows)} rows")
     kind = _kind(modality, values, root)
-    ids = [_hash(value.encode()) for value in values] if kind == "text" else values
+    ids = [content_hash(value.encode()) for value in values] if kind == "text" else values
     return Items(modality, kind, ids, values, root), rows
 
 
@@ -206,11 +217,11 @@ def _distinct_vectors(modality: str, column_name: str, array: pa.Array, root: Pa
     numbers: dict[bytes, int] = {}
     vectors: list[NDArray[np.float32]] = []
     rows = np.full(len(array), -1, dtype=np.int64)
-    for i, value in enumerate(array.to_pylist()):
-        if value is None:
+    for i, value in enumerate(array):
+        if not value.is_valid:
             continue
         try:
-            vector = np.asarray(value, dtype=np.float32)
+            vector = np.asarray(value.values.to_numpy(zero_copy_only=False), dtype=np.float32)
         except (TypeError, ValueError) as error:
             raise DataError(f"column {column_name!r}, row {i + 1}: not a list of numbers ({error})") from error
         rows[i] = numbers.setdefault(vector.tobytes(), len(vectors))
@@ -219,18 +230,24 @@ def _distinct_vectors(modality: str, column_name: str, array: pa.Array, root: Pa
     sizes = {len(vector) for vector in vectors}
     if len(sizes) != 1:
         raise DataError(f"column {column_name!r}: the vectors must have one length, found {sorted(sizes) or 'none'}")
-    ids = [_hash(key) for key in numbers]
+    ids = [content_hash(key) for key in numbers]
     return Items(modality, "vector", ids, [None] * len(ids), root, list(vectors)), rows
 
 
 def _kind(modality: str, values: list[str], root: Path) -> Kind:
-    """Say what the values are: the names image and text decide, otherwise the values themselves do."""
+    """Say what the values are: the names image and text decide, otherwise the values themselves do.
+
+    Names that look like files are files also where none is found: to encode the *names* would look like success.
+    """
     if modality in ("image", "text"):
         return "image" if modality == "image" else "text"
     if Path(values[0]).suffix.lower() in IMAGE_SUFFIXES:
         return "image"
-    return "file" if any(is_file(root / value) for value in values[:100]) else "text"
+    look = values[:100]
+    like_files = sum(bool(_FILE_NAME.search(value)) for value in look) >= 0.9 * len(look)
+    return "file" if like_files or any(is_file(root / value) for value in look) else "text"
 
 
-def _hash(content: bytes) -> str:
+def content_hash(content: bytes) -> str:
+    """Return a stable key of some content, 16 hexadecimal digits."""
     return blake2b(content, digest_size=8).hexdigest()

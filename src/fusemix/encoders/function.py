@@ -29,7 +29,8 @@ class FunctionEncoder:
         self.batch_size = int(getattr(function, "batch_size", 32))
         name = getattr(function, "__qualname__", type(function).__qualname__)
         self.source = source or f"{getattr(function, '__module__', '__main__')}:{name}"
-        module = Path(self.source.rpartition(":")[0]).stem
+        module = self.source.rpartition(":")[0]
+        module = Path(module).stem if module.endswith(".py") else module
         self.fingerprint = {"loader": "function", "name": f"{module}:{name}", "code": _code_hash(function)}
 
     def encode(self, items: Sequence[Any]) -> Latent:

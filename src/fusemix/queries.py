@@ -1,0 +1,76 @@
+"""Raw items that come to a fitted model: which modality they are, and the one encoder that may encode them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fusemix.data.media import ItemError, load_image
+from fusemix.data.store import difference
+from fusemix.encoders import Encoder, load_encoder, runs_code
+from fusemix.errors import DataError, EncoderError, MismatchError
+from fusemix.state import Side
+
+
+def modality_of(item: Any, sides: Mapping[str, Side]) -> str:
+    """Find the modality that takes an item of this type: a str is text, a Path a file, a PIL image an image.
+
+    Raises:
+        DataError: none or several do.
+    """
+    from PIL.Image import Image
+
+    takers = {str: ("text",), Path: ("file", "image"), Image: ("image",)}
+    kinds = next((kinds for type_, kinds in takers.items() if isinstance(item, type_)), ())
+    found = [name for name, side in sides.items() if side.kind in kinds]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(f"{name} ({side.kind})" for name, side in sides.items())
+    raise DataError(
+        f"cannot tell which modality a {type(item).__name__} is: a str is text, a Path is a file, a PIL image is an "
+        f"image, and the model has {known}; say modality= (--from)"
+    )
+
+
+def decode(item: Any, kind: str) -> Any:
+    """Return what the encoder gets for an item.
+
+    Raises:
+        DataError: a picture that cannot be used.
+    """
+    if kind != "image" or not isinstance(item, (str, Path)):
+        return item
+    try:
+        return load_image(Path(item))
+    except ItemError as error:
+        raise DataError(f"{item}: {error.reason}: {error}") from error
+
+
+def trusted_source(modality: str, side: Side) -> str:
+    """Return how to load the encoder of a modality again, if that runs no code which a folder names.
+
+    Raises:
+        EncoderError: there is no encoder, or it is the user's own code.
+    """
+    if side.encoder.get("loader") == "vectors" or side.source == "":
+        raise EncoderError(
+            f"the latents of {modality!r} were given ready-made, so raw {modality} items cannot be encoded"
+        )
+    if runs_code(side.source):
+        raise EncoderError(
+            f"{modality!r} was encoded by {side.source}; a saved model never runs code by itself: "
+            f"name the encoder yourself (--{modality} {side.source}, or model.use_encoder)"
+        )
+    return side.source
+
+
+def matching_encoder(modality: str, side: Side, spec: Any) -> Encoder:
+    """Load an encoder and hold it to the fingerprint that the model was fitted on.
+
+    Raises:
+        MismatchError: it is another one; the message names the field.
+    """
+    encoder = load_encoder(spec, side.kind)
+    differs = difference(side.encoder, encoder.fingerprint)
+    if differs:
+        raise MismatchError(f"this is not the encoder of {modality!r} that the model was fitted on: {differs}")
+    return encoder
