@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("readme")
-    write_symbols(place / "fusemix-demo", limit=400)
+    write_symbols(place / "fusemix-demo", limit=200)
     return place
 
 

@@ -67,8 +67,9 @@ def one_seed(train: fm.Latents, val: fm.Latents, size: int, seed: int) -> dict[s
         evaluation = make(seed).fit(part).evaluate(val)
         scores |= {key: ways for key, ways in evaluation.baselines.items() if key != "chance"}
         scores[name] = evaluation.retrieval
-        recalls = [evaluation.retrieval[way].recall[1] for way in WAYS]
-        print(f"# {size} images, seed {seed}, {name}: {recalls}, {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"# {size} images, seed {seed}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
+    for name, ways in scores.items():
+        print(f"# {size} images, seed {seed}, {name}:", [ways[way].recall for way in WAYS], flush=True)
     return scores
 
 

@@ -15,13 +15,7 @@ from fusemix.model import FuseMix
 from fusemix.progress import Progress, silent
 from fusemix.report import Example, write_report
 
-QUERIES = (
-    "arrow pointing to the left",
-    "chess piece",
-    "greek letter with accent",
-    "musical note",
-    "number in a circle",
-)
+QUERIES = ("arrow pointing to the left", "playing card", "chess piece", "number in a circle", "box drawing lines")
 T = TypeVar("T")
 
 

@@ -152,6 +152,7 @@ class FuseMix:
         fitted = fit_adapters(train, val, config, device, progress)
         first, second = train.modalities
         self.modalities_ = (first, second)
+        self._encoders = {}
         self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
         self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
         progress("fit baselines", 0, 1)

@@ -6,6 +6,7 @@ fewer pairs than dimensions. How much is decided on a held-out fifth of the trai
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -64,6 +65,18 @@ class Moments:
     yy: Tensor  # (Dy, Dy)
     xy: Tensor  # (Dx, Dy)
 
+    @cached_property
+    def eigen_x(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (Dx,) and vectors (Dx, Dx) of xx: found once, whatever the shrinkage."""
+        values, vectors = torch.linalg.eigh(self.xx)
+        return values.clamp(min=0), vectors
+
+    @cached_property
+    def eigen_y(self) -> tuple[Tensor, Tensor]:
+        """The same of yy."""
+        values, vectors = torch.linalg.eigh(self.yy)
+        return values.clamp(min=0), vectors
+
 
 def moments(x: Tensor, y: Tensor, pairs: Rows) -> Moments:
     """Sum over pairs by way of distinct items, so that an image with five captions is multiplied once.
@@ -101,7 +114,7 @@ def cca(m: Moments, shrinkage: float) -> ClosedForm:
     U diag(r) V' = Cxx^-1/2 Cxy Cyy^-1/2 with shrunk covariances; map_x = Cxx^-1/2 U diag(r) and
     map_y = Cyy^-1/2 V diag(r).
     """
-    white_x, white_y = _inverse_root(m.xx, shrinkage), _inverse_root(m.yy, shrinkage)
+    white_x, white_y = _inverse_root(*m.eigen_x, shrinkage), _inverse_root(*m.eigen_y, shrinkage)
     u, r, vt = torch.linalg.svd(white_x @ m.xy @ white_y, full_matrices=False)
     return _single(m, white_x @ u * r, white_y @ vt.T * r, shrinkage)
 
@@ -142,11 +155,9 @@ def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     return np.isin(groups, distinct[: min(1000, len(distinct) // 5)])
 
 
-def _inverse_root(c: Tensor, shrinkage: float) -> Tensor:
-    """(C + s mean(diag C) I)^-1/2 of a symmetric C (D, D)."""
-    values, vectors = torch.linalg.eigh(c)
-    values = values.clamp(min=0) + shrinkage * values.clamp(min=0).mean() + _TINY
-    root: Tensor = vectors @ (vectors * values.rsqrt()).T
+def _inverse_root(values: Tensor, vectors: Tensor, shrinkage: float) -> Tensor:
+    """(C + s mean(diag C) I)^-1/2 of a symmetric C (D, D), from its eigenvalues and vectors."""
+    root: Tensor = vectors @ (vectors * (values + shrinkage * values.mean() + _TINY).rsqrt()).T
     return root
 
 

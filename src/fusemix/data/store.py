@@ -73,7 +73,7 @@ class Facts:
 
 
 class LatentStore:
-    """Latents of the items of one modality, memory-mapped.
+    """Latents of the items of one modality; shards are memory-mapped.
 
     Attributes:
         folder: where it lies.
