@@ -45,7 +45,7 @@ def root(
 
 @app.command(epilog="Example: fusemix demo")
 def demo(
-    out: Out = Path("fusemix-demo"),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write (default: fusemix-demo).")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many symbols, for a quicker look.", min=20)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs; by default the recipe's.")] = None,
     seed: Seed = 0,
@@ -56,6 +56,8 @@ def demo(
     from fusemix.demo import run_demo
     from fusemix.terminal import say, show_evaluation
 
+    # Other symbols are other pairs, and pairs that were extracted are never overwritten.
+    out = out or Path("fusemix-demo" if limit is None else f"fusemix-demo-{limit}")
     with _bars(quiet) as bars:
         done = run_demo(out, limit=limit, epochs=epochs, seed=seed, progress=bars)
     if as_json:
@@ -85,7 +87,7 @@ def extract(
         str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of texts, and what encodes them.")
     ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Column of what must stay in one split (default: the first modality).")
+        str | None, typer.Option(help="Column of what must stay in one split (default: the items that are not text).")
     ] = None,
     split: Annotated[
         str | None, typer.Option(help="Column that says train, val or test (default: 'split', else 80/10/10).")
@@ -100,8 +102,7 @@ def extract(
 ) -> None:
     """Run the frozen encoders once and keep the latents. Run it again to go on after an interruption.
 
-    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file of
-    latents;
+    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file;
     a column of vectors needs none. Any other modality is written --NAME COLUMN=ENCODER, in your own word.
     """
     import fusemix as fm
