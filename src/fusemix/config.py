@@ -91,8 +91,9 @@ def paper(seed: int) -> FitConfig:
 def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 1.0) -> FitConfig:
     """Return settings that suit the number of training pairs; the default.
 
-    Chosen on held-out training photographs and validation symbols (`recipes/flickr8k/choose.py`, tables in
-    docs/results.md), from 1,000 to 30,000 pairs; beyond that it is extrapolated towards the published run.
+    Chosen by trials on held-out *training* photographs and on validation symbols, from 1,000 to 30,000 pairs (figures
+    in docs/results.md, "How the default was chosen"; `recipes/flickr8k/choose.py` repeats them). Beyond that it is
+    extrapolated towards the published run.
 
     - Latents are standardised: encoders differ in scale by orders of magnitude, and an adapter that starts from raw
       latents has to learn that first.
