@@ -9,7 +9,7 @@ import fusemix
 
 SOURCE = Path(fusemix.__file__).parent
 FLOORS = {
-    "errors": 0, "config": 0, "durable": 0, "progress": 0,
+    "errors": 0, "config": 0, "durable": 0, "progress": 0, "sound": 0,
     "data": 1, "encoders": 1, "align": 1,
     "extraction": 2, "fit": 2,
     "state": 3, "queries": 3, "evaluate": 3, "index": 3, "model": 3, "report": 3, "demo": 3,
