@@ -1,6 +1,9 @@
 """A file is whole or absent, whatever fails in the middle of writing it."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,8 +38,9 @@ def test_a_failure_before_the_commit_keeps_the_old_file_and_leaves_no_other(tmp_
     path = tmp_path / "a.bin"
     durable.write(path, b"old")
     monkeypatch.setattr(owner, method, broken_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         durable.write(path, b"new")
+    assert caught.value.filename == str(path) and caught.value.errno == 28
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["a.bin"]
 
@@ -77,10 +81,23 @@ def test_a_failure_after_the_commit_raises_and_leaves_the_new_file_whole(tmp_pat
     assert names_in(tmp_path) == ["a.bin"]
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_other_files_stay(tmp_path):
-    names = [".a.bin.123.tmp", ".shard-00000.safetensors.9.tmp", "a.bin", "mine.tmp", ".hidden"]
-    for name in names:
+def test_leftovers_of_killed_writers_are_removed_and_all_other_files_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine, gone = f"{durable.HOST}.{os.getpid()}", f"{durable.HOST}.{dead.pid}"
+    killed = [f".a.bin.{mine}.tmp", f".shard-00000.safetensors.{gone}.tmp"]
+    kept = [f".b.bin.{durable.HOST}.{os.getppid()}.tmp", f".c.bin.otherhost.{dead.pid}.tmp", "a.bin", "mine.tmp", ".x"]
+    for name in killed + kept:
         (tmp_path / name).write_bytes(b"x")
     durable.remove_leftovers(tmp_path)
-    assert names_in(tmp_path) == sorted(names[2:])
+    assert names_in(tmp_path) == sorted(kept)
     durable.remove_leftovers(tmp_path / "no such folder")
+
+
+def test_a_leftover_of_another_machine_goes_after_a_day(tmp_path):
+    path = tmp_path / ".a.bin.otherhost.7.tmp"
+    path.write_bytes(b"x")
+    long_ago = time.time() - durable.FOREIGN_LEFTOVER_SECONDS - 60
+    os.utime(path, (long_ago, long_ago))
+    durable.remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == []

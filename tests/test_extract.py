@@ -474,7 +474,7 @@ def test_an_encoder_whose_code_changed_is_a_mismatch_that_names_it(tmp_path):
     extract(pairs, out=out, left=f"{code}:letters", right=letters)
     code.write_text(ENCODERS + "\n\n\n# longer")
     message = refusal(MismatchError, pairs, out=out, left=f"{code}:letters", right=letters)
-    assert "made with another encoder: code (was '" in message
+    assert "made with another encoder.code (was '" in message
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float32"}, {"shard_items": 2}])

@@ -1,12 +1,14 @@
 """A store gives back what was committed, or says what is wrong and what to do; it never writes anything twice."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from fusemix import durable
 from fusemix.data.pairs import Items
 from fusemix.data.store import Facts, Failure, LatentStore
 from fusemix.errors import MismatchError, StoreError
@@ -186,9 +188,9 @@ def test_a_shard_in_the_place_of_another_is_refused(tmp_path):
         ({"shard_items": 5}, "shard_items (was 4, is 5)"),
         ({"items": "other"}, "items (was 'hash', is 'other')"),
         ({"count": 11}, "count (was 10, is 11)"),
-        ({"encoder": {**ENCODER, "pooling": "cls"}}, "encoder: pooling (was 'mean', is 'cls')"),
-        ({"encoder": {**ENCODER, "layer": 3}}, "encoder: layer (was None, is 3)"),
-        ({"encoder": {"name": "enc:f"}}, "encoder: code (was 'abc', is None)"),
+        ({"encoder": {**ENCODER, "pooling": "cls"}}, "encoder.pooling (was 'mean', is 'cls')"),
+        ({"encoder": {**ENCODER, "layer": 3}}, "encoder.layer (was None, is 3)"),
+        ({"encoder": {"name": "enc:f"}}, "encoder.code (was 'abc', is None)"),
     ],
 )
 def test_other_facts_are_a_mismatch_that_names_the_field(tmp_path, change, named):
@@ -215,7 +217,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path, started):
     if started:
         LatentStore.create(folder, *plan(tmp_path))
     folder.mkdir(exist_ok=True)
-    (folder / ".facts.json.1.tmp").write_bytes(b"torn")
+    (folder / f".facts.json.{durable.HOST}.{os.getpid()}.tmp").write_bytes(b"torn")
     LatentStore.create(folder, *plan(tmp_path))
     assert sorted(path.name for path in folder.iterdir()) == ["facts.json", "items.parquet"]
 

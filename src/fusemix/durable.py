@@ -1,20 +1,32 @@
 """Files that are either whole or absent, also after a crash.
 
 A file is written under a temporary name, flushed to the disk, read back, and only then renamed to its own name; the
-rename is the commit. Nothing that carries its final name is ever opened for writing again.
+rename is the commit. Nothing that carries its final name is ever opened for writing again. Two processes may commit
+the same file: each has a temporary name of its own, and the last rename wins whole.
 """
 
 import os
+import socket
+import time
 from pathlib import Path
 
 from fusemix.errors import StoreError
 
+HOST = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
+# A leftover of another machine on a shared disk: nobody can see from here whether its writer lives.
+FOREIGN_LEFTOVER_SECONDS = 24 * 3600
+
 
 def write(path: Path, content: bytes) -> None:
-    """Commit `content` to `path`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Commit `content` to `path`, whole or not at all.
+
+    Raises:
+        OSError: the disk refused; names the path. What `path` held before is untouched.
+        StoreError: the disk took the bytes and gave back others.
+    """
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
@@ -24,14 +36,33 @@ def write(path: Path, content: bytes) -> None:
             raise StoreError(f"{path}: what was read back differs from what was written; check the disk")
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or type(error).__name__, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that a killed writer left in `folder`."""
+    """Delete the temporary files that killed writers left in `folder`; those of writers that live stay."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        host, _, pid = path.name.removesuffix(".tmp").rpartition(".")
+        if host.endswith(f".{HOST}") and pid.isdigit():
+            abandoned = int(pid) == os.getpid() or not _runs(int(pid))
+        else:
+            abandoned = time.time() - path.stat().st_mtime > FOREIGN_LEFTOVER_SECONDS
+        if abandoned:
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether a process of this machine is alive."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -98,7 +98,7 @@ class LatentStore:
                 old = getattr(store.facts, name)
                 if old != new and name != "source":  # the same encoder may be called by another path
                     raise MismatchError(
-                        f"{folder} holds latents made with another {_difference(name, old, new)}; "
+                        f"{folder} holds latents made with another {difference(old, new, name)}; "
                         "give another output folder, or delete this one to start again"
                     )
             return store
@@ -160,7 +160,6 @@ class LatentStore:
                 f"{self.facts.modality}: latents up to {peak:.3g} do not fit {self.facts.dtype}; use dtype float32"
             )
         tensors = {"latents": stored, "items": torch.tensor(list(items), dtype=torch.int64)}
-        self._path(shard).unlink(missing_ok=True)  # only ever a damaged one, see `missing`
         durable.write(self._path(shard), save(tensors, self._header(shard, tensors, failures)))
 
     @cached_property
@@ -247,15 +246,22 @@ class LatentStore:
         return items, latents, failures
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """Name the first field in which two fingerprints differ, with both values; None when they agree."""
-    for name in dict.fromkeys([*old, *new]):
-        if old.get(name) != new.get(name):
-            return f"{name} (was {old.get(name)!r}, is {new.get(name)!r})"
-    return None
+def difference(old: Any, new: Any, field: str = "") -> str | None:
+    """Name the first field in which two fingerprints differ, as "config.hidden_act (was 'gelu', is 'relu')".
 
+    Args:
+        old: plain JSON values, dicts within dicts.
+        new: the same.
+        field: where both stand in a larger fingerprint.
 
-def _difference(name: str, old: Any, new: Any) -> str:
-    if isinstance(old, dict) and isinstance(new, dict):
-        return f"{name}: {difference(old, new)}"
-    return f"{name} (was {old!r}, is {new!r})"
+    Returns:
+        None when they agree.
+    """
+    if old == new:
+        return None
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return f"{field} (was {old!r}, is {new!r})"
+    names = [
+        name for name in dict.fromkeys([*old, *new]) if (name in old, old.get(name)) != (name in new, new.get(name))
+    ]
+    return difference(old.get(names[0]), new.get(names[0]), f"{field}.{names[0]}".removeprefix("."))
