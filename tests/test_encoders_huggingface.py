@@ -1,7 +1,9 @@
 """Encoders from transformers folders: tiny random models of the real classes, compared with the classes themselves."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from fusemix.data.store import difference
 from fusemix.encoders import load_encoder
+from fusemix.encoders.huggingface import choose_precision, hash_weights
 from fusemix.errors import EncoderError
 
 WORDS = [
@@ -59,6 +63,13 @@ IMAGE = {
     "siglip2": (
         lambda: hf.Siglip2VisionModel(hf.Siglip2VisionConfig(**LAYERS, num_patches=16, patch_size=8)),
         lambda: hf.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16),
+        pooler,
+    ),
+    "swin": (
+        lambda: hf.SwinModel(
+            hf.SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4)
+        ),
+        VIT[1],
         pooler,
     ),
     # The folder says to hide most patches at random; an encoder must see them all.
@@ -219,10 +230,16 @@ def test_a_fingerprint_is_the_same_on_every_load_and_in_every_place(name, tmp_pa
 @pytest.mark.parametrize(
     ("file", "edit", "field"),
     [
-        ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}, "preprocessing"),
-        ("preprocessor_config.json", {"size": {"height": 16, "width": 16}}, "preprocessing"),
-        ("tokenizer.json", {"normalizer": None}, "preprocessing"),
-        ("config.json", {"hidden_act": "relu"}, "config"),
+        ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3]}, "preprocessing.image_mean (was [0.5, 0.5, 0.5]"),
+        (
+            "preprocessor_config.json",
+            {"size": {"height": 16, "width": 32}},
+            "preprocessing.size.height (was 32, is 16)",
+        ),
+        ("preprocessor_config.json", {"resample": 3}, "preprocessing.resample (was 2, is 3)"),
+        ("tokenizer.json", {"normalizer": None}, "preprocessing.normalizer (was {"),
+        ("config.json", {"hidden_act": "relu"}, "config.hidden_act (was 'gelu', is 'relu')"),
+        ("config.json", {"layer_norm_eps": 1e-5}, "config.layer_norm_eps (was 1e-12, is 1e-05)"),
     ],
 )
 def test_one_changed_setting_changes_the_field_that_names_it(file, edit, field, tmp_path):
@@ -230,7 +247,9 @@ def test_one_changed_setting_changes_the_field_that_names_it(file, edit, field, 
     folder = (save_image if kind == "image" else save_bert)(tmp_path / "m")
     other = shutil.copytree(folder, tmp_path / "other" / "m")
     edit_json(other / file, **edit)
-    assert changed(folder, other, kind) == {field}
+    assert changed(folder, other, kind) == {field.split(".")[0]}
+    old, new = (load_encoder(str(place), kind).fingerprint for place in (folder, other))
+    assert json.loads(json.dumps(old)) == old and field in difference(old, new)
 
 
 def test_one_changed_weight_of_the_tower_in_use_changes_the_weights_and_another_name_the_name(tmp_path):
@@ -307,3 +326,170 @@ def test_a_folder_of_the_wrong_modality_and_an_unknown_name_say_what_an_encoder_
             load_encoder(str(source), kind)
     with pytest.raises(EncoderError, match="'no-such-encoder' is a name: no such folder here"):
         load_encoder("no-such-encoder", "text")
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_what_a_version_or_a_machine_writes_is_no_part_of_a_fingerprint(file, tmp_path):
+    folder = save_image(tmp_path / "m")
+    other = shutil.copytree(folder, tmp_path / "other" / "m")
+    edit_json(
+        other / file, transformers_version="9.9", _name_or_path="/home/x", processor_class="X", id2label={"0": "x"}
+    )
+    edit_json(other / file, **({"torch_dtype": "float16"} if file == "config.json" else {"new_setting": None}))
+    assert changed(folder, other, "image") == set()
+
+
+def test_renamed_weights_keep_the_hash_and_exchanged_ones_change_it():
+    def model(names, order=(0, 1, 2)):
+        torch.manual_seed(0)
+        parts = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 3)]
+        return torch.nn.ModuleDict({names[i]: parts[i] for i in order})
+
+    first = hash_weights(model("abc"))
+    assert first == hash_weights(model("xyz")) == hash_weights(model("abc", (2, 0, 1)))
+    exchanged = model("abc")
+    exchanged["a"], exchanged["b"] = exchanged["b"], exchanged["a"]
+    assert hash_weights(exchanged) != first
+    positions = model("abc")
+    positions.register_buffer("position_ids", torch.arange(5))
+    assert hash_weights(positions) == first
+    positions.register_buffer("running_mean", torch.zeros(5))
+    assert hash_weights(positions) != first
+
+
+def test_an_exchange_of_two_layers_in_a_folder_changes_the_weights(tmp_path):
+    folder = save_bert(tmp_path / "m")
+    other = shutil.copytree(folder, tmp_path / "other" / "m")
+    weights = load_file(folder / "model.safetensors")
+    one, two = (f"encoder.layer.{n}.attention.self.query.weight" for n in (0, 1))
+    save_file({**weights, one: weights[two].clone(), two: weights[one].clone()}, other / "model.safetensors")
+    assert changed(folder, other, "text") == {"weights"}
+
+
+def test_precision_is_float32_on_a_cpu_and_what_is_asked_for_is_recorded(tmp_path):
+    folder = str(save_image(tmp_path / "m"))
+    default, half = load_encoder(folder, "image"), load_encoder(folder, "image", precision="bfloat16")
+    assert default.fingerprint["dtype"] == "float32" and default.model.dtype == torch.float32
+    assert half.fingerprint["dtype"] == "bfloat16" and half.model.dtype == torch.bfloat16
+    one, two = default.encode(pictures()), half.encode(pictures())
+    assert two.dtype == np.float32 and 0 < np.abs(one - two).max() < 0.1 * np.abs(one).max()
+    assert difference(default.fingerprint, half.fingerprint) == "dtype (was 'float32', is 'bfloat16')"
+    with pytest.raises(EncoderError, match="no precision 'bf16'; found: float32, bfloat16, float16"):
+        load_encoder(folder, "image", precision="bf16")
+
+
+def test_dinov3_needs_no_torchvision(tmp_path):
+    config = hf.DINOv3ViTConfig(**SIGHT, num_register_tokens=2)
+    folder = save(tmp_path / "m", lambda: hf.DINOv3ViTModel(config), hf.ViTImageProcessorPil(size=SQUARE))
+    edit_json(folder / "preprocessor_config.json", image_processor_type="DINOv3ViTImageProcessorFast")
+    encoder = load_encoder(str(folder), "image", pooling="cls+mean")
+    pixels = [np.asarray(picture.resize((32, 32), Image.Resampling.BILINEAR)) / 127.5 - 1 for picture in pictures()]
+    with torch.inference_mode():
+        batch = torch.from_numpy(np.stack(pixels).transpose(0, 3, 1, 2).astype(np.float32))
+        hidden = hf.DINOv3ViTModel.from_pretrained(folder).eval()(batch).last_hidden_state.numpy()
+    expected = np.concatenate([hidden[:, 0], hidden[:, 3:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(encoder.encode(pictures()), expected, atol=1e-5)
+    assert "torchvision" not in sys.modules
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_a_gpu_computes_in_what_it_is_able_to(capability, precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(None, torch.device("cuda")) == precision
+    assert choose_precision("float32", torch.device("cuda")) == torch.float32
+
+
+def test_a_pooling_can_be_chosen(tmp_path):
+    folder, text = str(save_image(tmp_path / "m", "dinov2")), str(save_bert(tmp_path / "bge-small-x"))
+    both = load_encoder(folder, "image", pooling="cls+mean")
+    batch = IMAGE["dinov2"][1]()(images=pictures(), return_tensors="pt")
+    with torch.inference_mode():
+        hidden = hf.Dinov2Model.from_pretrained(folder).eval()(**batch).last_hidden_state.numpy()
+    expected = np.concatenate([hidden[:, 0], hidden[:, 1:].mean(axis=1)], axis=1)
+    np.testing.assert_allclose(both.encode(pictures()), expected, atol=1e-5)
+    assert both.fingerprint["pooling"] == "cls+mean"
+    with pytest.warns(UserWarning, match="bge-small-x was made for pooling 'cls', and is used with 'mean'"):
+        mean = load_encoder(text, "text", pooling="mean")
+    hidden = tokens_of(hf.BertModel.from_pretrained(text), "a red kite")
+    np.testing.assert_allclose(mean.encode(["a red kite"])[0], hidden.mean(axis=0), atol=1e-5)
+    with pytest.raises(EncoderError, match="bge-small-x: no pooling 'max'; found: cls, mean"):
+        load_encoder(text, "text", pooling="max")
+
+
+def test_tokens_are_counted_as_the_model_sees_them(tmp_path):
+    encoder = load_encoder(str(save_bert(tmp_path / "e5-small-x")), "text")
+    assert encoder.lengths(["a", "a red kite", "red " * 100]) == [5, 7, 16] and encoder.lengths([]) == []
+
+
+def test_of_an_encoder_decoder_texts_see_the_encoder(tmp_path):
+    config = hf.T5Config(vocab_size=len(WORDS), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0)
+    folder = save(tmp_path / "m", lambda: hf.T5ForConditionalGeneration(config), wordpiece())
+    encoder = load_encoder(str(folder), "text")
+    with torch.inference_mode():
+        model = hf.T5EncoderModel.from_pretrained(folder).eval()
+        hidden = model(**wordpiece()(["a red kite"], return_tensors="pt")).last_hidden_state[0]
+    latents = encoder.encode(["a red kite", "the blue sea in the sky"])
+    np.testing.assert_allclose(latents[0], hidden.mean(dim=0).numpy(), atol=1e-5)
+
+
+def test_a_model_without_the_part_that_is_asked_for_says_so(tmp_path):
+    folder = save(tmp_path / "m", SIAMESE["clip"], wordpiece(), IMAGE["clip"][1]())
+    with pytest.raises(EncoderError, match="has no part for audio items; found: image, text"):
+        load_encoder(str(folder), "audio")
+    with pytest.raises(EncoderError, match="is a folder, which has no revision 'main'; only hub ids have revisions"):
+        load_encoder(f"{folder}@main", "image")
+
+
+HUB = """
+import json, sys, warnings
+warnings.simplefilter("error")
+from fusemix.encoders import load_encoder
+found = {}
+for spec in sys.argv[1:]:
+    encoder = load_encoder(spec, "text")
+    facts = encoder.fingerprint
+    latents = encoder.encode(["a red kite"]).tolist()
+    found[spec] = facts["name"], facts["revision"], encoder.source, facts["pooling"], latents
+print(json.dumps(found))
+"""
+
+
+def run_with_hub(cache, *specs):
+    environment = {**os.environ, "HF_HUB_CACHE": str(cache)}
+    command = [sys.executable, "-c", HUB, *specs]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_pooling_that_could_not_be_looked_up_is_warned_of(tmp_path):
+    folder, commit = save_bert(tmp_path / "m"), "1" * 40
+    repository = tmp_path / "hub" / "models--org--name"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    done = run_with_hub(tmp_path / "hub", "org/name")
+    assert "it is not known whether org/name has a modules.json" in done.stderr
+    (repository / ".no_exist" / commit).mkdir(parents=True)
+    (repository / ".no_exist" / commit / "modules.json").touch()  # how the cache remembers it
+    done = run_with_hub(tmp_path / "hub", "org/name")
+    assert done.returncode == 0 and json.loads(done.stdout)["org/name"][3] == "mean", done.stderr
+
+
+def test_a_hub_id_has_a_revision_and_its_files_are_looked_up_offline(tmp_path):
+    folder, (old, new) = save_bert(tmp_path / "m"), ("1" * 40, "2" * 40)
+    repository = tmp_path / "hub" / "models--org--name"
+    for commit, modes in ((old, {"pooling_mode": "cls"}), (new, {"pooling_mode": "lasttoken"})):
+        snapshot = shutil.copytree(folder, repository / "snapshots" / commit)
+        (snapshot / "1_Pooling").mkdir()
+        (snapshot / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(new)
+    (repository / "refs" / "v1").write_text(old)
+    done = run_with_hub(tmp_path / "hub", "org/name", "org/name@v1", f"org/name@{old}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    hidden = tokens_of(hf.BertModel.from_pretrained(folder), "a red kite")
+    for spec, commit, pooling, token in (
+        ("org/name", new, "last", -1), ("org/name@v1", old, "cls", 0), (f"org/name@{old}", old, "cls", 0)
+    ):  # fmt: skip
+        assert found[spec][:4] == ["org/name", commit, f"org/name@{commit}", pooling]
+        np.testing.assert_allclose(found[spec][4][0], hidden[token], atol=1e-5)

@@ -55,7 +55,8 @@ def test_a_saved_model_gives_the_same_embeddings_and_the_same_evaluation(model, 
     assert again.get_params() == model.get_params() and again.history_ == model.history_
     assert "licences of the encoders" in (tmp_path / "m" / "README.md").read_text()
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "README.md", "adapters.safetensors", "baselines.safetensors", "facts.json", "seen.safetensors",
+        "README.md", "adapters.safetensors", "baselines.safetensors", "canaries.safetensors", "facts.json",
+        "seen.safetensors",
     ]  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fusemix.data.pairs import SPLITS, random_splits, read_pairs, require_files
+from fusemix.data.media import Span
+from fusemix.data.pairs import SPLITS, content_hash, random_splits, read_pairs, require_files
 from fusemix.errors import DataError
 
 
@@ -206,7 +207,7 @@ def test_lists_of_something_else_than_numbers_are_refused(tmp_path, value):
 
 def test_columns_of_objects_are_refused(tmp_path):
     message = refusal(jsonl(tmp_path, {"v": {"a": 1}, "t": "x"}), v="v", text="t")
-    assert "column 'v' holds struct<a: int64>; wanted text, file names or lists of numbers" in message
+    assert "column 'v' holds struct<a: int64>; wanted text, file names, embedded files or lists of numbers" in message
 
 
 def test_the_kind_follows_the_word_the_suffix_or_the_files(tmp_path):
@@ -214,7 +215,7 @@ def test_the_kind_follows_the_word_the_suffix_or_the_files(tmp_path):
     path = csv(tmp_path, "a.wav,b.JPG,c.jpg,words", header="sound,photo,image,text")
     pairs = read_pairs(path, sound="sound", photo="photo", text="image", image="text", caption="text")
     kinds = {name: items.kind for name, items in pairs.items.items()}
-    assert kinds == {"sound": "file", "photo": "image", "text": "text", "image": "image", "caption": "text"}
+    assert kinds == {"sound": "audio", "photo": "image", "text": "text", "image": "image", "caption": "text"}
 
 
 def test_a_long_caption_is_a_text_and_not_a_file_name(tmp_path):
@@ -271,3 +272,142 @@ def test_one_file_in_the_first_hundred_is_enough(tmp_path):
     (tmp_path / "99.jpg").write_bytes(b"")
     require_files(pairs.items["image"])
     require_files(pairs.items["text"])
+
+
+MAGIC = {
+    "image": [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n", b"GIF89a", b"BM12", b"II*\0", b"RIFF1234WEBP"],
+    "audio": [b"RIFF1234WAVEfmt ", b"fLaC", b"OggS", b"ID3", b"\xff\xfb\x90", b"1234ftypM4A "],
+    "video": [b"1234ftypisom", b"\x1aE\xdf\xa3", b"RIFF1234AVI LIST", b"\0\0\1\xba"],
+}
+
+
+def parquet(tmp_path, **columns):
+    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    return tmp_path / "t.parquet"
+
+
+def embedded(contents, paths=None):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    return pa.array(
+        [
+            {"bytes": content, "path": path}
+            for content, path in zip(contents, paths or [None] * len(contents), strict=True)
+        ],
+        kind,
+    )
+
+
+@pytest.mark.parametrize("form", [pa.binary(), pa.large_binary(), pa.binary(5), pa.binary_view(), "struct"])
+def test_embedded_files_are_items_by_their_content(tmp_path, form):
+    contents = [b"GIF81", b"GIF82", None, b"GIF81"]
+    column = embedded(contents) if form == "struct" else pa.array(contents, form)
+    pairs = read_pairs(parquet(tmp_path, photo=column, text=list("abcd")), photo="photo", text="text")
+    items = pairs.items["photo"]
+    assert (items.kind, len(items), len(items.content)) == ("image", 2, 2)
+    assert pairs.rows["photo"].tolist() == [0, 1, -1, 0]
+    assert [items.source(i) for i in range(2)] == [b"GIF81", b"GIF82"]
+    assert items.ids == [content_hash(b"GIF81"), content_hash(b"GIF82")]
+    assert items.values == [None, None]
+    assert list(items.content[1:]) == [b"GIF82"]
+    assert pairs.table.column_names == ["text"]
+    require_files(items)
+
+
+def test_embedded_files_are_called_by_their_paths_where_these_tell_them_apart(tmp_path):
+    contents = [b"GIF81", b"GIF82", b"GIF81", b""]
+    path = parquet(tmp_path, image=embedded(contents, ["a.gif", "b.gif", "c.gif", "d.gif"]), text=list("abcd"))
+    items = read_pairs(path).items["image"]
+    assert items.ids == items.values == ["a.gif", "b.gif", "d.gif"]
+    assert [items.source(i) for i in range(3)] == [b"GIF81", b"GIF82", b""]
+    for names in (["a.gif", "a.gif"], ["a.gif", None], ["a.gif", ""]):
+        path = parquet(tmp_path, image=embedded(contents[:2], names), text=list("ab"))
+        assert read_pairs(path).items["image"].ids == [content_hash(content) for content in contents[:2]]
+
+
+def test_a_struct_without_bytes_names_files(tmp_path):
+    path = parquet(tmp_path, image=embedded([None] * 3, ["a.gif", None, "b.gif"]), text=list("abc"))
+    pairs = read_pairs(path)
+    assert pairs.items["image"].source(1) == tmp_path / "b.gif"
+    assert pairs.items["image"].content is None
+    assert pairs.rows["image"].tolist() == [0, -1, 1]
+    path = parquet(tmp_path, image=embedded([b"GIF8", None, None], ["a.gif", "b.gif", "b.gif"]), text=list("abc"))
+    pairs = read_pairs(path)
+    assert [pairs.items["image"].source(i) for i in range(2)] == [b"GIF8", tmp_path / "b.gif"]
+    assert pairs.rows["image"].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("kind", MAGIC)
+def test_first_bytes_tell_what_embedded_files_are(tmp_path, kind):
+    for content in MAGIC[kind]:
+        pairs = read_pairs(parquet(tmp_path, a=[content], text=["x"]), thing="a", audio="a", other="text")
+        assert pairs.items["thing"].kind == kind, content
+        assert pairs.items["audio"].kind == ("audio" if kind == "video" else kind)
+
+
+@pytest.mark.parametrize(
+    ("modality", "kind"), [("image", "image"), ("sound", "audio"), ("video", "video"), ("scan", "file")]
+)
+def test_content_of_no_known_form_is_what_the_modality_says(tmp_path, modality, kind):
+    path = parquet(tmp_path, a=[b"DICM"], text=["x"])
+    assert read_pairs(path, **{modality: "a", "text": "text"}).items[modality].kind == kind
+
+
+def test_bytes_are_no_text_and_an_empty_column_of_them_is_named(tmp_path):
+    path = parquet(tmp_path, a=[b"x"], b=pa.array([None], pa.binary()), c=["x"])
+    assert "column 'a' holds binary; wanted text" in refusal(path, image="c", text="a")
+    assert refusal(path, image="b", text="c") == "column 'b' is empty in all 1 rows"
+
+
+def test_names_of_sounds_and_videos_help_only_files(tmp_path):
+    path = csv(tmp_path, "a.ogg,a.mp4,a.xyz,a dog", header="s,v,u,t")
+    pairs = read_pairs(path, audio="s", sound="v", video="u", film="v", noise="s", other="u", text="t")
+    kinds = {name: items.kind for name, items in pairs.items.items()}
+    assert kinds == {
+        "audio": "audio", "sound": "audio", "video": "video", "film": "video", "noise": "audio", "other": "file",
+        "text": "text",
+    }  # fmt: skip
+    assert read_pairs(path, audio="t", image="s").items["audio"].kind == "text"
+
+
+def test_a_value_may_be_a_part_of_a_tar(tmp_path):
+    items = read_pairs(csv(tmp_path, "shards/0.tar#512+9,x", "b.jpg,y")).items["image"]
+    assert items.source(0) == Span(tmp_path / "shards/0.tar", 512, 9)
+    assert items.source(1) == tmp_path / "b.jpg"
+    with pytest.raises(DataError, match="give the folder that the names are relative to"):
+        require_files(items)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/0.tar").write_bytes(b"")
+    require_files(items)
+
+
+def test_a_caption_of_more_than_a_million_characters_is_an_item(tmp_path):
+    assert len(read_pairs(csv(tmp_path, f"a.jpg,{'word ' * 250_000}")).items["text"].values[0]) == 1_250_000
+
+
+def test_dictionaries_of_parquet_are_texts(tmp_path):
+    path = parquet(tmp_path, image=pa.array(["a.jpg", None]).dictionary_encode(), text=["x", "y"])
+    pairs = read_pairs(path)
+    assert pairs.items["image"].values == ["a.jpg"]
+    assert pairs.rows["image"].tolist() == [0, -1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "embedded"])
+def test_no_reader_shifts_a_row(tmp_path_factory, form, cells):
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [{"image": f"{i}.jpg" if i else None, "text": f"text {t}" if t else None} for i, t in [*cells, (1, 1)]]
+    if form == "csv":
+        path = csv(folder, *(f"{row['image'] or ''},{row['text'] or ''}" for row in rows))
+    elif form == "jsonl":
+        path = jsonl(folder, *rows)
+    else:
+        images = [row["image"] for row in rows]
+        if form == "embedded":
+            images = embedded([image and image.encode() for image in images])
+        path = parquet(folder, image=images, text=[row["text"] for row in rows])
+    pairs = read_pairs(path)
+    for modality, items in pairs.items.items():
+        for row, item in zip(rows, pairs.rows[modality].tolist(), strict=True):
+            value = items.content[item].decode() if items.content is not None and item >= 0 else items.values[item]
+            assert row[modality] == (value if item >= 0 else None)

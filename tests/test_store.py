@@ -10,7 +10,7 @@ import torch
 
 from fusemix import durable
 from fusemix.data.pairs import Items
-from fusemix.data.store import Facts, Failure, LatentStore
+from fusemix.data.store import Encoded, Facts, Failure, LatentStore
 from fusemix.errors import MismatchError, StoreError
 
 ENCODER = {"loader": "function", "name": "enc:f", "code": "abc", "pooling": "mean"}
@@ -18,7 +18,7 @@ ENCODER = {"loader": "function", "name": "enc:f", "code": "abc", "pooling": "mea
 
 def plan(tmp_path, count=10, shard_items=4, dtype="float16"):
     items = Items("text", "text", [f"id{i}" for i in range(count)], [f"text {i}" for i in range(count)], tmp_path)
-    facts = Facts("text", "text", ENCODER, "enc.py:f", count, "hash", shard_items, dtype)
+    facts = Facts("text", "text", ENCODER, "enc.py:f", count, "hash", shard_items, 2, dtype)
     return facts, items
 
 
@@ -26,11 +26,16 @@ def latents_of(items, dim=3):
     return np.array([[i + j / 8 for j in range(dim)] for i in items], np.float32).reshape(-1, dim)
 
 
+def encoded(items, latents, failures=()):
+    places = np.array(list(items), dtype=np.int64)
+    return Encoded(places, latents, (places % 4 // 2).astype(np.int32), list(failures))
+
+
 def fill(store, failed=(), shards=None):
     for shard in store.missing() if shards is None else shards:
         good = [i for i in store.items_of(shard) if i not in failed]
         bad = [Failure(i, "unreadable", f"item {i} ä") for i in store.items_of(shard) if i in failed]
-        store.commit(shard, good, latents_of(good), bad)
+        store.commit(shard, encoded(good, latents_of(good), bad))
     return store
 
 
@@ -67,8 +72,33 @@ def test_what_is_committed_comes_back_equal(tmp_path, dtype, shard_items):
 def test_float32_keeps_every_bit(tmp_path):
     values = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32) * 1e30
     store = LatentStore.create(tmp_path / "s", *plan(tmp_path, shard_items=10, dtype="float32"))
-    store.commit(0, range(10), values, [])
+    store.commit(0, encoded(range(10), values))
     np.testing.assert_array_equal(LatentStore.open(store.folder).latents.numpy(), values)
+
+
+def test_a_shard_tells_the_batch_of_each_latent_and_whether_a_batch_was_halved(tmp_path):
+    store = made(tmp_path, failed={1})
+    assert store.read(0).batches.tolist() == [0, 1, 1] and not store.read(0).halved
+    places = np.arange(8, 10)
+    store.commit(2, Encoded(places, latents_of(places), np.zeros(2, np.int32), [], halved=True))
+    assert LatentStore.open(store.folder).read(2).halved
+    assert LatentStore.open(store.folder).missing() == []
+
+
+def test_canaries_are_asked_for_once_and_kept(tmp_path):
+    asked = []
+
+    def answer():
+        asked.append(1)
+        return np.arange(32, dtype=np.float32).reshape(16, 2)
+
+    for _ in range(2):
+        store = LatentStore.create(tmp_path / "s", *plan(tmp_path), answer)
+        np.testing.assert_array_equal(store.canaries.numpy(), np.arange(32).reshape(16, 2))
+    assert asked == [1]
+    assert made(tmp_path, name="none").canaries is None
+    (store.folder / "canaries.safetensors").write_bytes(b"damaged")
+    assert "canaries.safetensors is damaged" in refusal(lambda: LatentStore.open(store.folder).canaries)
 
 
 def test_failures_come_back_and_their_items_have_no_latent(tmp_path):
@@ -82,7 +112,7 @@ def test_failures_come_back_and_their_items_have_no_latent(tmp_path):
 def test_a_shard_in_which_everything_failed_is_sound(tmp_path):
     store = LatentStore.create(tmp_path / "s", *plan(tmp_path))
     fill(store, shards=[0, 2])
-    store.commit(1, [], np.empty((0, 0), np.float32), [Failure(i, "missing", "no file") for i in range(4, 8)])
+    store.commit(1, encoded([], np.empty((0, 0), np.float32), [Failure(i, "missing", "no file") for i in range(4, 8)]))
     again = LatentStore.open(store.folder)
     assert again.missing() == []
     assert again.latents.shape == (6, 3)
@@ -90,14 +120,14 @@ def test_a_shard_in_which_everything_failed_is_sound(tmp_path):
 
 def test_a_store_in_which_everything_failed_points_to_the_reasons(tmp_path):
     store = LatentStore.create(tmp_path / "s", *plan(tmp_path, shard_items=10))
-    store.commit(0, [], np.empty((0, 0), np.float32), [Failure(i, "missing", "no file") for i in range(10)])
+    store.commit(0, encoded([], np.empty((0, 0), np.float32), [Failure(i, "missing", "no file") for i in range(10)]))
     assert "none of 10 items could be encoded; see failed.parquet" in refusal(lambda: store.latents)
 
 
 def test_items_are_counted_in_every_commit(tmp_path):
     store = LatentStore.create(tmp_path / "s", *plan(tmp_path))
     with pytest.raises(AssertionError, match="in = ok"):
-        store.commit(0, [0, 1, 2], latents_of([0, 1, 2]), [])
+        store.commit(0, encoded([0, 1, 2], latents_of([0, 1, 2])))
 
 
 def test_equal_content_gives_equal_bytes(tmp_path):
@@ -110,7 +140,7 @@ def test_values_that_do_not_fit_float16_are_refused_with_the_way_out(tmp_path):
     store = LatentStore.create(tmp_path / "s", *plan(tmp_path, shard_items=10))
     latents = latents_of(range(10))
     latents[4, 1] = -70000
-    message = refusal(lambda: store.commit(0, range(10), latents, []))
+    message = refusal(lambda: store.commit(0, encoded(range(10), latents)))
     assert message == "text: latents up to 7e+04 do not fit float16; use dtype float32"
     assert store.missing() == [0]
     assert not shard_file(store).exists()
@@ -227,7 +257,7 @@ def test_a_folder_without_a_store_says_how_to_make_one(tmp_path):
     assert message == f"{tmp_path} holds no latents (no facts.json); make them with `fusemix extract`"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "fusemix-latents-1", "more": 1}', "\xff"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "fusemix-latents-2", "more": 1}', "\xff"])
 def test_damaged_facts_say_what_to_do(tmp_path, content):
     store = made(tmp_path)
     (store.folder / "facts.json").write_bytes(content.encode("latin-1"))
@@ -240,7 +270,7 @@ def test_another_format_is_named(tmp_path):
     store = made(tmp_path)
     values = json.loads((store.folder / "facts.json").read_bytes())
     (store.folder / "facts.json").write_text(json.dumps({**values, "format": "fusemix-latents-0"}))
-    assert "not in the format fusemix-latents-1" in refusal(lambda: LatentStore.open(store.folder))
+    assert "not in the format fusemix-latents-2" in refusal(lambda: LatentStore.open(store.folder))
 
 
 def test_a_damaged_list_of_items_says_what_to_do(tmp_path):

@@ -1,7 +1,9 @@
 """The command line, one command per verb: parse, call, print. Heavy imports wait for the call."""
 
 import json
+import os
 import shlex
+import signal
 import sys
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import fusemix
-from fusemix.errors import DataError, FusemixError, choices
+from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
 
 if TYPE_CHECKING:
     from fusemix.terminal import Bars
@@ -31,6 +33,42 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 Device = Annotated[str | None, typer.Option(help="A torch device; by default CUDA where there is one.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="CSV, TSV, JSONL or Parquet table, folder of media, WebDataset tars, or hf://datasets/NAME.",
+    ),
+]
+Column = Annotated[
+    str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of the items, and what encodes them.")
+]
+Group = Annotated[
+    str | None, typer.Option(help="Column of what must stay in one split (default: the items that are not text).")
+]
+Split = Annotated[
+    str | None, typer.Option(help="Column that says train, val or test (default: 'split', else 80/10/10).")
+]
+Root = Annotated[Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")]
+Pooling = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=POOLING", help="cls, mean, cls+mean, last or pooler, where the default is not wanted."),
+]
+Decode = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=FUNCTION", help="Your own decoder of one file: module:function or file.py:function."),
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Of the encoders' arithmetic (default: what the device does best).")
+]
+Dtype = Annotated[str, typer.Option(help="Precision on disk: float16 or float32.")]
+MaxFailed = Annotated[
+    float, typer.Option(help="Stop with exit code 3 when more of the first 1,000 items of a modality fail.")
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try the failed items again.")]
+Engine = Annotated[str, typer.Option(help="local, or ray; under torchrun the processes share the work.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Write nothing; say what it would cost: rows, shards, disk, time.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -78,35 +116,35 @@ def demo(
 )
 def extract(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet table, or a folder of pictures.")],
+    source: Source,
     out: Out,
-    image: Annotated[
-        str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of picture files, and what encodes them.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of texts, and what encodes them.")
-    ] = None,
-    group: Annotated[
-        str | None, typer.Option(help="Column of what must stay in one split (default: the items that are not text).")
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Column that says train, val or test (default: 'split', else 80/10/10).")
-    ] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="Precision on disk: float16 or float32.")] = "float16",
+    image: Column = None,
+    text: Column = None,
+    group: Group = None,
+    split: Split = None,
+    root: Root = None,
+    pooling: Pooling = None,
+    decode: Decode = None,
+    precision: Precision = None,
+    dtype: Dtype = "float16",
+    max_failed: MaxFailed = 0.05,
+    retry_failed: RetryFailed = False,
+    engine: Engine = "local",
+    dry_run: DryRun = False,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Run the frozen encoders once and keep the latents. Run it again to go on after an interruption.
 
-    ENCODER is a transformers folder or hub id, hog, minilm, module:function, file.py:function, or a .npy file;
+    ENCODER is a transformers or sentence-transformers folder or hub id, an ONNX file, timm:NAME,
+    open_clip:MODEL/PRETRAINED, hog, minilm, module:function, file.py:function, a .npy file, or several of them as A+B;
     a column of vectors needs none. Any other modality is written --NAME COLUMN=ENCODER, in your own word.
     """
     import fusemix as fm
-    from fusemix.terminal import say
+    from fusemix.extraction import Given
+    from fusemix.survey import survey
+    from fusemix.terminal import say, show_extraction, show_survey
 
     given = _modalities(context, image, text)
     for name, value in given.items():
@@ -118,22 +156,26 @@ def extract(
     columns = {name: value.partition("=")[0] for name, value in given.items()}
     encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
     pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
+    chosen: dict[str, Any] = {
+        "pooling": _named(pooling),
+        "decode": _named(decode),
+        "precision": precision,
+        "max_failed": max_failed,
+    }
     with _bars(quiet) as bars:
-        latents = fm.extract(pairs, out=out, dtype=dtype, progress=bars, **encoders)
-    counts = {name: {"items": len(items), "encoded": len(latents.items[name])} for name, items in pairs.items.items()}
-    splits = {name: int((latents.splits == name).sum()) for name in dict.fromkeys(latents.splits.tolist())}
-    result = {"out": str(out), "rows": len(pairs), "pairs": len(latents), "splits": splits, "modalities": counts}
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        if dry_run:
+            forecast = survey(pairs, Given(encoders, **chosen), dtype=dtype, progress=bars)
+        else:
+            options = {"retry_failed": retry_failed, "engine": engine, **chosen}
+            latents = fm.extract(pairs, out=out, dtype=dtype, progress=bars, **options, **encoders)
+    if dry_run:
+        result = {"rows": len(pairs), "modalities": {name: asdict(cost) for name, cost in forecast.items()}}
+        say(json.dumps(result, indent=2)) if as_json else show_survey(forecast, len(pairs), out)
         return
-    for name, count in counts.items():
-        failed = count["items"] - count["encoded"]
-        say(f"{name}: {count['items']:,} distinct items = {count['encoded']:,} encoded + {failed:,} failed")
-    parts = ", ".join(f"{name} {count:,}" for name, count in splits.items())
-    say(f"pairs: {len(pairs):,} rows, {len(latents):,} with every latent ({parts})")
-    if len(latents) < len(pairs):
-        say(f"what failed and why: {out / 'failed.parquet'}")
-    say(f"next: fusemix fit {out} -o model")
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        return
+    result = fm.extraction.summary(pairs, latents, out)
+    say(json.dumps(result, indent=2)) if as_json else show_extraction(result)
 
 
 @app.command(epilog="Example: fusemix fit latents/ -o model/")
@@ -282,6 +324,14 @@ def _modalities(context: typer.Context, image: str | None, text: str | None) -> 
     return {name: value for name, value in given.items() if value is not None}
 
 
+def _named(words: list[str] | None) -> dict[str, str]:
+    """Read NAME=VALUE words."""
+    for word in words or ():
+        if "=" not in word:
+            raise DataError(f"{word!r}: wanted NAME=VALUE, such as image=mean")
+    return dict(word.split("=", 1) for word in words or ())
+
+
 def _bars(quiet: bool) -> "Bars":
     from fusemix.terminal import Bars
 
@@ -289,11 +339,18 @@ def _bars(quiet: bool) -> "Bars":
 
 
 def main() -> None:
-    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C."""
+    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 3 for too many failed items.
+
+    130 on Ctrl-C and 143 on SIGTERM, with the command that goes on.
+    """
     from fusemix.terminal import complain
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
+    except TooManyFailuresError as error:
+        complain(str(error))
+        sys.exit(3)
     except FusemixError as error:
         complain(str(error))
         sys.exit(2)
@@ -301,6 +358,6 @@ def main() -> None:
         complain(f"{error}; nothing that was finished is lost")
         sys.exit(1)
     except SystemExit as stop:
-        if stop.code == 130:
+        if stop.code in (130, 143):
             complain(f"interrupted; to go on: {shlex.join(['fusemix', *sys.argv[1:]])}")
         raise

@@ -6,13 +6,15 @@
     ├── StoreError         latents on disk are missing, unfinished or damaged
     ├── MismatchError      two things that were not made for each other were put together
     ├── NotFittedError     a model was used before `fit`
+    ├── TooManyFailuresError  so many items failed that the run stopped
     └── MissingExtraError  an optional dependency is not installed (also an ImportError)
 
 A message names the thing, what was wanted, what came and the next step. `assert` is kept for our own invariants.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class FusemixError(Exception):
@@ -39,10 +41,23 @@ class NotFittedError(FusemixError):
     """A model was used before `fit`."""
 
 
+class TooManyFailuresError(FusemixError):
+    """So many items failed that the run stopped.
+
+    Attributes:
+        failures: of each modality, what is known so far.
+    """
+
+    def __init__(self, message: str, failures: Mapping[str, list[Any]]) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
 class MissingExtraError(FusemixError, ImportError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
+        self.package, self.extra, self.purpose = package, extra, purpose
         super().__init__(f'{purpose} needs {package}, which is not installed: pip install "fusemix[{extra}]"')
 
 

@@ -1,24 +1,27 @@
 """Extract: run each frozen encoder once over the distinct items and keep the latents; resumable, nothing lost."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from fusemix import durable
+from fusemix import durable, engines
 from fusemix.data.latents import Latents, open_latents, pairs_file
-from fusemix.data.media import ItemError, is_file, load_image
 from fusemix.data.pairs import Items, Pairs, require_files
 from fusemix.data.store import Facts, Failure, LatentStore
-from fusemix.encoders import Encoder, encode_batch, load_encoder
+from fusemix.encoders import Encoder
 from fusemix.encoders.base import hash_json
+from fusemix.encoders.canaries import encode_canaries
+from fusemix.encoders.function import FunctionEncoder, load_function
 from fusemix.encoders.vectors import Precomputed, read_vectors
-from fusemix.errors import DataError, EncoderError, MismatchError, choices
+from fusemix.engines import Job
+from fusemix.errors import DataError, MismatchError, TooManyFailuresError, choices
 from fusemix.progress import Progress, silent
 
 EncoderSpec = str | Path | Encoder | Callable[..., Any]
@@ -30,6 +33,12 @@ def extract(
     out: str | Path,
     dtype: str = "float16",
     shard_items: int = 2048,
+    pooling: Mapping[str, str] | None = None,
+    decode: Mapping[str, str | Callable[..., Any]] | None = None,
+    precision: str | None = None,
+    max_failed: float = 0.05,
+    retry_failed: bool = False,
+    engine: str = "local",
     progress: Progress = silent,
     **encoders: EncoderSpec,
 ) -> Latents:
@@ -43,6 +52,14 @@ def extract(
         out: folder to write, or to go on with.
         dtype: precision on disk, "float16" or "float32".
         shard_items: items per shard: what an interruption can cost.
+        pooling: modality=pooling where the default of the architecture is not wanted: "cls", "mean", "cls+mean", "last"
+            or "pooler".
+        decode: modality=your own decoder of one file (DICOM, GeoTIFF, ...): a function, or "module:function", from a
+            Path (or the bytes of an embedded file) to what the encoder takes.
+        precision: of the encoders' arithmetic, such as "bfloat16"; by default what the device does best.
+        max_failed: stop when more than this share of the first 1,000 items of a modality fail.
+        retry_failed: try the failed items again, with the batches that they belong to.
+        engine: "local", or "ray" to run the shards as tasks of a Ray cluster. Under torchrun the ranks share them.
         progress: called after every batch.
         **encoders: modality=encoder, see `load_encoder`; a .npy file of precomputed latents; nothing for a modality
             that is a column of vectors.
@@ -52,36 +69,99 @@ def extract(
         EncoderError: an encoder that does not load or returns no latents.
         MismatchError: the folder holds latents that were made differently.
         StoreError: the disk or the precision failed.
+        TooManyFailuresError: see `max_failed`; what is known so far is in failed.parquet.
     """
     out = Path(out)
+    _check_options(dtype, shard_items, max_failed, engine)
+    given = Given(encoders, pooling or {}, decode or {}, precision, max_failed)
+    jobs = plan_jobs(pairs, out, given)
+    engines.join_ranks()
+    durable.remove_leftovers(out)
+    _write_pairs(out, pairs)
+    # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.
+    jobs = {name: _start(job, dtype, shard_items) for name, job in jobs.items()}
+    engines.barrier()
+    try:
+        for job in jobs.values():
+            engines.run(engine, job, _open_shards(job, retry_failed, progress), progress)
+    except TooManyFailuresError as error:
+        _write_failed(out, pairs, jobs, error.failures)
+        raise
+    if engines.ranks()[0] == 0:
+        _write_failed(out, pairs, jobs, {})
+    engines.barrier()
+    return open_latents(out)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user says of the encoders, see `extract`."""
+
+    encoders: Mapping[str, EncoderSpec]
+    pooling: Mapping[str, str] = field(default_factory=dict)
+    decode: Mapping[str, str | Callable[..., Any]] = field(default_factory=dict)
+    precision: str | None = None
+    max_failed: float = 0.05
+
+
+def plan_jobs(pairs: Pairs, out: Path, given: Given) -> dict[str, Job]:
+    """Join each modality to what encodes it; loads no encoder and writes nothing.
+
+    Raises:
+        DataError: a modality without an encoder, an encoder without a modality, or files that are not there.
+    """
+    for what, names in (("an encoder", given.encoders), ("a pooling", given.pooling), ("a decoder", given.decode)):
+        for name in names:
+            if name not in pairs.items:
+                raise DataError(
+                    f"{what} is given for {name!r}, but the pairs have no such modality; {choices(name, pairs.items)}"
+                )
+    jobs: dict[str, Job] = {}
+    for name in pairs.items:
+        spec = given.encoders.get(name)
+        items, ready = _precomputed(pairs, name, spec)
+        if ready is None and spec is None:
+            raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
+        require_files(items)
+        spec = str(spec) if isinstance(spec, Path) else spec
+        own = _decoder(given.decode.get(name))
+        jobs[name] = Job(items, out, spec, ready, given.pooling.get(name), given.precision, own, given.max_failed)
+    return jobs
+
+
+def summary(pairs: Pairs, latents: Latents, out: Path) -> dict[str, Any]:
+    """Account for every row and item of an extraction: in = encoded + failed, and why, from failed.parquet."""
+    failed = pa.parquet.read_table(out / "failed.parquet").to_pylist()
+    splits = latents.splits.tolist()
+    modalities = {}
+    for name, items in pairs.items.items():
+        reasons = Counter(row["reason"] for row in failed if row["modality"] == name)
+        empty = reasons.pop("empty", 0)
+        encoded = len(items) - reasons.total()
+        modalities[name] = {
+            "items": len(items), "encoded": encoded, "failed": reasons.total(), "reasons": dict(reasons.most_common()),
+            "empty_cells": empty,
+        }  # fmt: skip
+    unread = Counter(row["reason"] for row in failed if row["modality"] == "")
+    return {
+        "out": str(out),
+        "rows": len(pairs),
+        "pairs": len(latents),
+        "splits": {name: splits.count(name) for name in dict.fromkeys(splits)},
+        "modalities": modalities,
+        "unread": dict(unread.most_common()),
+    }
+
+
+def _check_options(dtype: str, shard_items: int, max_failed: float, engine: str) -> None:
     if dtype not in ("float16", "float32"):
         raise DataError(f"latents are kept as float16 or float32, not as {dtype!r}")
     if shard_items < 1:
         raise DataError(f"shard_items must be at least 1, got {shard_items}")
-    for name in encoders:
-        if name not in pairs.items:
-            raise DataError(
-                f"an encoder is given for {name!r}, but the pairs have no such modality; {choices(name, pairs.items)}"
-            )
-    sources = {name: _precomputed(pairs, name, encoders.get(name)) for name in pairs.items}
-    for name, (items, _) in sources.items():
-        if items.vectors is None and name not in encoders:
-            raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
-        require_files(items)
-    durable.remove_leftovers(out)
-    _write_pairs(out, pairs)
-    stores: dict[str, LatentStore] = {}
-    # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.
-    for name, (items, given) in sources.items():
-        stores[name] = _create(out, items, _load(items, given, encoders.get(name)), dtype, shard_items)
-    for name, (items, given) in sources.items():
-        missing = stores[name].missing()
-        progress(f"extract {name}", len(items) - sum(len(stores[name].items_of(s)) for s in missing), len(items))
-        if missing:
-            # One modality at a time: this encoder leaves memory when _fill returns.
-            _fill(stores[name], items, _load(items, given, encoders.get(name)), missing, progress)
-    durable.write(out / "failed.parquet", _failed_file(pairs, {name: s.failures for name, s in stores.items()}))
-    return open_latents(out)
+    if not 0 <= max_failed <= 1:
+        raise DataError(f"max_failed is a share in [0, 1], got {max_failed}")
+    if engine not in engines.ENGINES:
+        raise DataError(f"no engine {engine!r}; {choices(engine, engines.ENGINES)}")
 
 
 def _precomputed(pairs: Pairs, name: str, spec: EncoderSpec | None) -> tuple[Items, Precomputed | None]:
@@ -95,97 +175,45 @@ def _precomputed(pairs: Pairs, name: str, spec: EncoderSpec | None) -> tuple[Ite
     return items, None
 
 
-def _load(items: Items, given: Precomputed | None, spec: EncoderSpec | None) -> Encoder:
-    """Load what encodes these items."""
-    if given is not None:
-        return given
-    assert spec is not None, "checked by extract"
-    return load_encoder(str(spec) if isinstance(spec, Path) else spec, items.kind)
+def _decoder(spec: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+    return load_function(spec).function if isinstance(spec, str) else spec
 
 
-def _create(out: Path, items: Items, encoder: Encoder, dtype: str, shard_items: int) -> LatentStore:
-    """Start the store of one modality, or go on with it."""
-    known = hash_json([items.kind, items.ids])
-    facts = Facts(items.name, items.kind, encoder.fingerprint, encoder.source, len(items), known, shard_items, dtype)
-    folder = out / items.name / _slug(encoder.fingerprint["name"])
+def _start(job: Job, dtype: str, shard_items: int) -> Job:
+    """Start the store of one modality, or go on with it; the job then knows its folder."""
+    items, encoder = job.items, job.load()
+    facts = Facts(
+        modality=items.name,
+        kind=items.kind,
+        encoder=encoder.fingerprint,
+        source=encoder.source,
+        count=len(items),
+        items=hash_json([items.kind, items.ids]),
+        shard_items=shard_items,
+        batch_size=encoder.batch_size,
+        dtype=dtype,
+        decode=FunctionEncoder(job.decode).fingerprint if job.decode is not None else None,
+    )
+    folder = job.folder / items.name / _slug(encoder.fingerprint["name"])
     others = sorted(path.parent.name for path in folder.parent.glob("*/facts.json") if path.parent != folder)
     if others:
         raise MismatchError(
             f"{folder.parent} holds latents of another encoder (was {others[0]}, is {folder.name}); "
             "give another output folder, or delete this one to start again"
         )
-    return LatentStore.create(folder, facts, items)
+    LatentStore.create(folder, facts, items, lambda: encode_canaries(encoder))
+    return replace(job, folder=folder)
 
 
-def _fill(store: LatentStore, items: Items, encoder: Encoder, missing: list[int], progress: Progress) -> None:
-    """Encode the missing shards of one modality."""
-    done = len(items) - sum(len(store.items_of(shard)) for shard in missing)
-    failed = 0
-    widths: set[int] = set()
-    for shard in missing:
-        parts = []
-        # Batches follow the place in the shard, so an interrupted run repeats them exactly, rounding included.
-        for batch in _batches(store.items_of(shard), encoder.batch_size):
-            parts.append(_encode(encoder, items, batch))
-            if parts[-1].items:
-                widths.add(parts[-1].latents.shape[1])
-            if len(widths) > 1:
-                name = encoder.fingerprint["name"]
-                raise EncoderError(f"{name}: latents of {sorted(widths)} dimensions; wanted the same in every batch")
-            done += len(batch)
-            failed += len(parts[-1].failures)
-            progress(f"extract {items.name}", done, len(items), f"{failed} failed" if failed else "")
-        latents = [part.latents for part in parts if part.items]
-        store.commit(
-            shard,
-            [item for part in parts for item in part.items],
-            np.concatenate(latents) if latents else np.empty((0, 0), np.float32),
-            [failure for part in parts for failure in part.failures],
-        )
-
-
-def _batches(span: range, size: int) -> Iterator[range]:
-    for start in range(span.start, span.stop, size):
-        yield range(start, min(start + size, span.stop))
-
-
-class _Batch(NamedTuple):
-    latents: np.ndarray[Any, Any]  # (n, D)
-    items: list[int]  # n places of the items that could be encoded
-    failures: list[Failure]
-
-
-def _encode(encoder: Encoder, items: Items, batch: Sequence[int]) -> _Batch:
-    """Decode and encode one batch."""
-    good: list[int] = []
-    raw: list[Any] = []
-    failures: list[Failure] = []
-    for item in batch:
-        try:
-            raw.append(_decode(items, item))
-            good.append(item)
-        except ItemError as error:
-            failures.append(Failure(item, error.reason, str(error)))
-    latents = encode_batch(encoder, raw) if raw else np.empty((0, 0), np.float32)
-    finite = np.isfinite(latents).all(axis=1)
-    message = "the encoder returned NaN or infinity"
-    failures += [Failure(good[i], "not finite", message) for i in np.flatnonzero(~finite)]
-    return _Batch(latents[finite], [good[i] for i in np.flatnonzero(finite)], failures)
-
-
-def _decode(items: Items, item: int) -> Any:
-    """Return what the encoder gets for one item."""
-    if items.vectors is not None:
-        return items.vectors[item]
-    value = items.values[item]
-    if items.kind == "text":
-        return value
-    path = items.root / value
-    if items.kind == "image":
-        return load_image(path)
-    if not is_file(path):
-        raise ItemError("missing", f"no file {path}")
-    return path
+def _open_shards(job: Job, retry_failed: bool, progress: Progress) -> list[int]:
+    """Return the shards that are to be done, and tell how much is done already."""
+    store = LatentStore.open(job.folder)
+    missing = store.missing()
+    again = [s for s in range(store.shards) if s not in missing and store.failures_of(s)] if retry_failed else []
+    shards = sorted(missing + again)
+    count = len(job.items)
+    progress(f"extract {job.items.name}", count - sum(len(store.items_of(shard)) for shard in shards), count)
+    return shards
 
 
 def _write_pairs(out: Path, pairs: Pairs) -> None:
@@ -210,20 +238,37 @@ def _meta(table: pa.Table) -> str:
     return f"{meta.get('fusemix.root')} ({meta.get('fusemix.modalities', '').replace(chr(10), ', ')})"
 
 
-def _failed_file(pairs: Pairs, failures: dict[str, list[Failure]]) -> bytes:
-    """Return the content of failed.parquet: items without a latent, and table rows with an empty cell."""
-    rows: list[tuple[str, str, str, str]] = []
-    for name, items in pairs.items.items():
-        rows += [(items.ids[f.item], name, f.reason, f.message) for f in failures[name]]
-        empty = np.flatnonzero(pairs.rows[name] < 0)
-        rows += [(f"row {row + 1}", name, "empty", "nothing in this cell of the table") for row in empty]
-    columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
-    names = ("id", "modality", "reason", "message")
-    table = pa.table({key: pa.array(column, pa.string()) for key, column in zip(names, columns, strict=True)})
+def _write_failed(out: Path, pairs: Pairs, jobs: Mapping[str, Job], known: Mapping[str, Sequence[Failure]]) -> None:
+    """Write failed.parquet: items without a latent, table rows with an empty cell, and what the reader had to leave.
+
+    `known` are failures of shards that are not committed; "row" counts the table's rows from 1, as far as there is one.
+    """
+    rows: list[tuple[str, str, str, str, int | None]] = []
+    for problem in pairs.problems:
+        rows.append((problem.id, "", problem.reason, problem.message, None))
+    for name, job in jobs.items():
+        store = LatentStore.open(job.folder)
+        failures = [failure for shard in range(store.shards) for failure in store.failures_of(shard)]
+        places = {failure.item for failure in failures}
+        failures += [failure for failure in known.get(name, ()) if failure.item not in places]
+        of_item = pairs.rows[name]
+        first = dict(zip(of_item[::-1].tolist(), range(len(of_item), 0, -1), strict=True))
+        ids = job.items.ids
+        rows += [(ids[f.item], name, f.reason, f.message, first[f.item]) for f in failures]
+        empty = np.flatnonzero(of_item < 0).tolist()
+        rows += [(f"row {row + 1}", name, "empty", "nothing in this cell of the table", row + 1) for row in empty]
+    columns = list(zip(*rows, strict=True)) or [()] * 5
+    kinds = {
+        "id": pa.string(),
+        "modality": pa.string(),
+        "reason": pa.string(),
+        "message": pa.string(),
+        "row": pa.int64(),
+    }
+    table = pa.table({key: pa.array(c, kind) for (key, kind), c in zip(kinds.items(), columns, strict=True)})
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(table, sink)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    durable.write(out / "failed.parquet", sink.getvalue().to_pybytes())
 
 
 def _slug(name: str) -> str:

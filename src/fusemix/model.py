@@ -56,6 +56,7 @@ class FuseMix:
         sides_: encoder facts of each modality.
         facts_: pairs, splits, best epoch, temperature, seconds.
         seen_: hashed ids of the items that were trained on or chose the epoch, so that `evaluate` can tell.
+        canaries_: what each encoder made of its canary items, so that one which changed unseen is refused.
     """
 
     modalities_: tuple[str, str]
@@ -66,6 +67,7 @@ class FuseMix:
     sides_: dict[str, Side]
     facts_: dict[str, Any]
     seen_: dict[str, Tensor]
+    canaries_: dict[str, Tensor]
 
     def __init__(
         self,
@@ -155,6 +157,8 @@ class FuseMix:
         self._encoders = {}
         self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
         self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
+        canaries = {name: train.items[name].canaries for name in train.modalities}
+        self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
         progress("fit baselines", 0, 1)
         sides = Sides.of(train, self.modalities_, torch.device("cpu"))
         rows = (sides.rows[0].numpy(), sides.rows[1].numpy())
@@ -228,9 +232,11 @@ class FuseMix:
         """Encode raw items of a modality with this encoder (anything `load_encoder` takes).
 
         Raises:
-            MismatchError: its fingerprint differs from the one that the model was fitted on.
+            MismatchError: its fingerprint, or what it makes of the canary items, is not what the model was fitted on.
         """
-        self._encoders[modality] = matching_encoder(modality, self._side(modality), encoder)
+        self._encoders[modality] = matching_encoder(
+            modality, self._side(modality), encoder, self.canaries_.get(modality)
+        )
         return self
 
     def evaluate(self, latents: Latents) -> Evaluation:
@@ -287,6 +293,7 @@ class FuseMix:
             self.history_,
             self.facts_,
             self.seen_,
+            self.canaries_,
         ).save(Path(folder))
 
     @classmethod
@@ -301,6 +308,7 @@ class FuseMix:
         model.modalities_, model.sides_, model.config_ = state.modalities, state.sides, state.config
         model.adapters_, model.baselines_ = state.adapters, state.baselines
         model.history_, model.facts_, model.seen_ = state.history, state.facts, state.seen
+        model.canaries_ = state.canaries
         return model
 
     def _fitted(self) -> Self:

@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fusemix.data.media import ItemError, load_image
+from torch import Tensor
+
+from fusemix.data.images import load_image
+from fusemix.data.media import ItemError
 from fusemix.data.store import difference
 from fusemix.encoders import Encoder, load_encoder, runs_code
+from fusemix.encoders.canaries import check_canaries
 from fusemix.errors import DataError, EncoderError, MismatchError
 from fusemix.state import Side
 
@@ -63,14 +67,19 @@ def trusted_source(modality: str, side: Side) -> str:
     return side.source
 
 
-def matching_encoder(modality: str, side: Side, spec: Any) -> Encoder:
-    """Load an encoder and hold it to the fingerprint that the model was fitted on.
+def matching_encoder(modality: str, side: Side, spec: Any, canaries: Tensor | None) -> Encoder:
+    """Load an encoder and hold it to the fingerprint and the canaries that the model was fitted on.
+
+    It is loaded with the pooling and in the precision of that encoder, whatever this device would choose by itself.
 
     Raises:
         MismatchError: it is another one; the message names the field.
     """
-    encoder = load_encoder(spec, side.kind)
+    pooling, precision = side.encoder.get("pooling"), side.encoder.get("dtype")
+    encoder = load_encoder(spec, side.kind, pooling=pooling, precision=precision)
     differs = difference(side.encoder, encoder.fingerprint)
     if differs:
         raise MismatchError(f"this is not the encoder of {modality!r} that the model was fitted on: {differs}")
+    if canaries is not None:
+        check_canaries(encoder, canaries)
     return encoder

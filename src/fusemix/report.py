@@ -13,8 +13,9 @@ import torch
 
 from fusemix import durable
 from fusemix.align.metrics import CUTOFFS
+from fusemix.data.images import load_image
 from fusemix.data.latents import Latents
-from fusemix.data.media import IMAGE_SUFFIXES, ItemError, load_image
+from fusemix.data.media import IMAGE_SUFFIXES, ItemError
 from fusemix.errors import MissingExtraError
 from fusemix.evaluate import Evaluation
 from fusemix.index import Hit

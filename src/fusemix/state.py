@@ -1,4 +1,4 @@
-"""A fitted model as a folder: adapters, baselines, hashed ids of what it has seen, facts, and its card."""
+"""A fitted model as a folder: adapters, baselines, hashed ids of what it has seen, canaries, facts, and its card."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
 from fusemix.errors import DataError, StoreError
 
-FORMAT = "fusemix-model-1"
+FORMAT = "fusemix-model-2"
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class State:
     history: list[dict[str, float]]
     facts: dict[str, Any]
     seen: dict[str, Tensor]
+    canaries: dict[str, Tensor]
 
     def save(self, folder: Path) -> None:
         """Write the folder; facts.json last, so that a half-written model is no model."""
@@ -73,6 +74,7 @@ class State:
         durable.write(folder / "adapters.safetensors", _bytes(weights))
         durable.write(folder / "baselines.safetensors", _bytes(maps))
         durable.write(folder / "seen.safetensors", _bytes(self.seen))
+        durable.write(folder / "canaries.safetensors", _bytes(self.canaries))
         durable.write(folder / "README.md", self.card().encode())
         durable.write(folder / "facts.json", content)
 
@@ -97,8 +99,9 @@ class State:
             baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in CLOSED_FORMS}
             first, second = saved["modalities"]
             seen = load_file(folder / "seen.safetensors")
+            canaries = load_file(folder / "canaries.safetensors")
             known = saved["params"], (first, second), sides, config
-            return cls(*known, adapters, baselines, saved["history"], saved["facts"], seen)
+            return cls(*known, adapters, baselines, saved["history"], saved["facts"], seen, canaries)
         except FileNotFoundError as error:
             message = f"{folder} holds no model ({error.filename} is missing); make one with `fusemix fit`"
             raise StoreError(message) from error

@@ -1,10 +1,12 @@
 """What the command line draws: progress bars on stderr, tables and hits on stdout."""
 
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -15,6 +17,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
     from fusemix.index import Hit
+    from fusemix.survey import Forecast
 
 
 class _Rate(Column):
@@ -70,6 +73,56 @@ def complain(text: str) -> None:
     """Print an error on stderr."""
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text("error: ", style="bold red"), Text(text), sep="")
+
+
+def show_extraction(result: Mapping[str, Any]) -> None:
+    """Print what became of every row and item, and what to type next."""
+    out = result["out"]
+    for name, count in result["modalities"].items():
+        say(f"{name}: {count['items']:,} distinct items = {count['encoded']:,} encoded + {count['failed']:,} failed")
+        most = max(count["reasons"].values(), default=1)
+        for reason, number in count["reasons"].items():
+            say(f"  {reason:<16} {'█' * max(1, round(24 * number / most))} {number:,}")
+        if count["empty_cells"]:
+            say(f"  {count['empty_cells']:,} empty cells skipped")
+    for reason, number in result["unread"].items():
+        say(f"not read: {number:,} {reason}")
+    parts = ", ".join(f"{name} {count:,}" for name, count in result["splits"].items())
+    say(f"pairs: {result['rows']:,} rows, {result['pairs']:,} with every latent ({parts})")
+    if result["pairs"] < result["rows"] or result["unread"]:
+        say(f"what failed and why: {Path(out) / 'failed.parquet'}; once mended, try them again with --retry-failed")
+    say(f"next: fusemix fit {out} -o model")
+
+
+def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path) -> None:
+    """Print what an extraction would cost, beside the free disk."""
+    say(f"{rows:,} rows; nothing was written")
+    for name, cost in forecast.items():
+        failed = f"; {cost.failed} of {cost.tried} tried items failed" if cost.failed else ""
+        say(
+            f"{name}: {cost.items:,} distinct items x {cost.dim:,} numbers by {cost.encoder}, {cost.shards:,} shards, "
+            f"{_size(cost.disk_bytes)}, about {_duration(cost.seconds)}{failed}"
+        )
+    there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
+    need, free = sum(cost.disk_bytes for cost in forecast.values()), shutil.disk_usage(there).free
+    enough = "" if need < free else ": NOT ENOUGH"
+    say(f"in all {_size(need)} of {_size(free)} free{enough}, {_duration(sum(c.seconds for c in forecast.values()))}")
+
+
+def _size(count: float) -> str:
+    """Say a number of bytes."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    """Say a time."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:

@@ -30,6 +30,7 @@ class ItemLatents:
         encoder: fingerprint of the encoder.
         source: how to load the encoder again.
         root: folder that file names are relative to.
+        canaries: (16, D) latents of the encoder's canary items; None where it has none.
     """
 
     modality: str
@@ -40,6 +41,7 @@ class ItemLatents:
     encoder: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     root: Path = Path()
+    canaries: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -204,6 +206,7 @@ def open_latents(folder: str | Path) -> Latents:
             facts.encoder,
             facts.source,
             Path(meta["fusemix.root"]),
+            store.canaries,
         )
         place = np.full(facts.count + 1, -1)  # the last entry is what an empty cell, -1, looks up
         place[store.encoded] = np.arange(len(store.encoded))

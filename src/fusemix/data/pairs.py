@@ -1,52 +1,29 @@
 """Pairs: which items belong together, in which group and split. A table in, numbered distinct items out."""
 
-import re
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from fusemix.data.media import IMAGE_SUFFIXES, is_file
-from fusemix.data.tables import read_table
+from fusemix.data.items import Items, Kind, Problem, Rows, content_hash, distinct, is_binary
+from fusemix.data.media import Span, is_file
+from fusemix.data.sources import read_source
 from fusemix.errors import DataError, choices
 
-Kind = Literal["image", "text", "file", "vector"]
-"""What a raw item is: a picture file, a string, any other file, or a vector of numbers."""
+__all__ = [
+    "Items", "Kind", "Pairs", "Problem", "Rows", "content_hash", "group_codes", "random_splits", "read_pairs",
+    "require_files",
+]  # fmt: skip
 
-Rows = NDArray[np.int64]
-RESERVED = frozenset({"dtype", "out", "pairs", "progress", "shard_items"})  # arguments of `extract`
+RESERVED = frozenset(  # arguments of `extract`
+    {"decode", "dtype", "engine", "max_failed", "out", "pairs", "pooling", "precision", "progress", "retry_failed",
+     "shard_items"}
+)  # fmt: skip
 SPLITS = ("train", "val", "test")
-_FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _ALIASES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}
-
-
-@dataclass(frozen=True)
-class Items:
-    """The distinct items of one modality, in order of first appearance.
-
-    Attributes:
-        name: the modality, in the user's own word.
-        kind: what the values are.
-        ids: stable keys: the file name as the table writes it, or a hash of the text or vector.
-        values: n file names or strings; None where the table gives vectors.
-        root: folder that file names are relative to.
-        vectors: n precomputed latents (D,), or None: then an encoder makes them from the values.
-    """
-
-    name: str
-    kind: Kind
-    ids: list[str]
-    values: list[Any]
-    root: Path
-    vectors: list[Any] | None = None
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -59,6 +36,7 @@ class Pairs:
         groups: (N,) int64; pairs of one group stay in one split.
         splits: (N,) of "train", "val", "test" or the table's own words.
         table: the table's plain columns, N rows.
+        problems: what the reader had to leave out.
     """
 
     items: dict[str, Items]
@@ -66,6 +44,7 @@ class Pairs:
     groups: Rows
     splits: NDArray[np.str_]
     table: pa.Table
+    problems: list[Problem] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -80,11 +59,15 @@ def read_pairs(
     seed: int = 0,
     **columns: str,
 ) -> Pairs:
-    """Read pairs from a CSV, TSV, JSON lines or Parquet file, or a folder of pictures.
+    """Read pairs from a table, a folder, WebDataset tars or a data set of the Hugging Face hub.
+
+    A folder of media has the columns "image", "audio" and "video", as far as there are any, and "text": captions from
+    `photo.txt` or `photo.json` beside `photo.jpg`, else the name of the class folder. Tars have the same columns, "key"
+    and the fields of their JSON members. A column of bytes is a column of embedded files.
 
     Args:
-        source: the table. A folder gives the columns "image" and "text": captions from `photo.txt` beside `photo.jpg`,
-            else the name of the class folder.
+        source: a CSV, TSV, JSON lines or Parquet file; a folder; tars as a file, a folder of them, "shards/*.tar" or
+            "shards/{0000..0012}.tar"; "hf://datasets/ORG/NAME", or a folder that `save_to_disk` of `datasets` wrote.
         group: column of things that must stay in one split; by default rows that share an item of the first modality
             that is not text (the captions of one picture).
         split: column that says train, val or test; by default the column "split" if there is one, else 80/10/10 of
@@ -96,28 +79,26 @@ def read_pairs(
 
     Raises:
         DataError: a missing file or column, no rows, or files that are not where the table says.
+        MissingExtraError: a data set of the hub without the extra `data`.
     """
-    path = Path(source)
-    table = read_table(path)
     for name in RESERVED & set(columns):
         raise DataError(f"a modality cannot be called {name!r}, which is an option; choose another word")
     columns = columns or {"image": "image", "text": "text"}
     if len(columns) < 2:
         raise DataError(f"a pair needs at least two modalities, got {', '.join(columns)}; name another column")
+    reading = read_source(source, Path(root) if root is not None else None)
+    table = reading.table
     for name in [*columns.values(), *(name for name in (group, split) if name is not None)]:
         if name not in table.column_names:
-            raise DataError(f"{path} has no column {name!r}; {choices(name, table.column_names)}")
-    folder = Path(root) if root is not None else path if path.is_dir() else path.parent
+            raise DataError(f"{source} has no column {name!r}; {choices(name, table.column_names)}")
     items, rows = {}, {}
     for modality, column in columns.items():
-        items[modality], rows[modality] = _distinct(modality, column, table[column], folder)
+        items[modality], rows[modality] = distinct(modality, column, table[column], reading)
     whole = next((name for name in columns if items[name].kind != "text"), next(iter(columns)))
     groups = group_codes(table[group]) if group else _own_group_if_missing(rows[whole])
     split = split or ("split" if "split" in table.column_names else None)
     splits = _named_splits(table[split], split) if split else random_splits(groups, seed=seed)
-    nested = [field.name for field in table.schema if pa.types.is_nested(field.type)]
-    plain = table.append_column("row", pa.array(np.arange(len(table)))) if len(nested) == table.num_columns else table
-    return Pairs(items, rows, groups, splits, plain.drop_columns(nested))
+    return Pairs(items, rows, groups, splits, _plain(table), reading.problems)
 
 
 def require_files(items: Items) -> None:
@@ -127,9 +108,10 @@ def require_files(items: Items) -> None:
         DataError: none of the first hundred names is a file.
     """
     if (
-        items.kind not in ("image", "file")
-        or items.vectors
-        or any(is_file(items.root / value) for value in items.values[:100])
+        items.kind in ("text", "vector")
+        or items.vectors is not None
+        or items.content is not None
+        or any(_there(items, item) for item in range(min(100, len(items))))
     ):
         return
     name = items.values[0]
@@ -142,6 +124,12 @@ def require_files(items: Items) -> None:
     raise DataError(
         f"{items.name}: no file {items.root / name}, nor any of the next {len(items) - 1:,} in the table; {hint}"
     )
+
+
+def _there(items: Items, item: int) -> bool:
+    source = items.source(item)
+    assert not isinstance(source, bytes)
+    return is_file(source.path if isinstance(source, Span) else source)
 
 
 def random_splits(
@@ -189,65 +177,13 @@ def _named_splits(column: pa.ChunkedArray, name: str) -> NDArray[np.str_]:
     return np.array([_ALIASES.get(word, word) for word in words])
 
 
-def _distinct(modality: str, column_name: str, column: pa.ChunkedArray, root: Path) -> tuple[Items, Rows]:
-    """Number the distinct values of a column in order of first appearance; an empty cell gets -1."""
-    array = column.combine_chunks()
-    if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
-        return _distinct_vectors(modality, column_name, array, root)
-    if not pa.types.is_string(array.type) and not pa.types.is_large_string(array.type):
-        if pa.types.is_nested(array.type) or pa.types.is_binary(array.type):
-            raise DataError(f"column {column_name!r} holds {array.type}; wanted text, file names or lists of numbers")
-        array = array.cast(pa.string())
-    encoded = array.dictionary_encode()
-    rows = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = encoded.dictionary.to_pylist()
-    blank = np.array([not value.strip() for value in values] + [True])  # the last is what -1 looks up
-    number = np.cumsum(~blank) - 1
-    rows = np.where(blank[rows], -1, number[rows])
-    values = [value for value in values if value.strip()]
-    if not values:
-        raise DataError(f"column {column_name!r} is empty in all {len(rows)} rows")
-    kind = _kind(modality, values, root)
-    ids = [content_hash(value.encode()) for value in values] if kind == "text" else values
-    return Items(modality, kind, ids, values, root), rows
+def _plain(table: pa.Table) -> pa.Table:
+    """Leave out columns that pairs.parquet has no use for; a table of nothing else keeps the numbers of its rows."""
+    bulky = [name for name, kind in zip(table.column_names, table.schema.types, strict=True) if _is_bulky(kind)]
+    if len(bulky) == table.num_columns:
+        table = table.append_column("row", pa.array(np.arange(len(table))))
+    return table.drop_columns(bulky)
 
 
-def _distinct_vectors(modality: str, column_name: str, array: pa.Array, root: Path) -> tuple[Items, Rows]:
-    """The same for a column of precomputed vectors."""
-    numbers: dict[bytes, int] = {}
-    vectors: list[NDArray[np.float32]] = []
-    rows = np.full(len(array), -1, dtype=np.int64)
-    for i, value in enumerate(array):
-        if not value.is_valid:
-            continue
-        try:
-            vector = np.asarray(value.values.to_numpy(zero_copy_only=False), dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"column {column_name!r}, row {i + 1}: not a list of numbers ({error})") from error
-        rows[i] = numbers.setdefault(vector.tobytes(), len(vectors))
-        if rows[i] == len(vectors):
-            vectors.append(vector)
-    sizes = {len(vector) for vector in vectors}
-    if len(sizes) != 1:
-        raise DataError(f"column {column_name!r}: the vectors must have one length, found {sorted(sizes) or 'none'}")
-    ids = [content_hash(key) for key in numbers]
-    return Items(modality, "vector", ids, [None] * len(ids), root, list(vectors)), rows
-
-
-def _kind(modality: str, values: list[str], root: Path) -> Kind:
-    """Say what the values are: the names image and text decide, otherwise the values themselves do.
-
-    Names that look like files are files also where none is found: to encode the *names* would look like success.
-    """
-    if modality in ("image", "text"):
-        return "image" if modality == "image" else "text"
-    if Path(values[0]).suffix.lower() in IMAGE_SUFFIXES:
-        return "image"
-    look = values[:100]
-    like_files = sum(bool(_FILE_NAME.search(value)) for value in look) >= 0.9 * len(look)
-    return "file" if like_files or any(is_file(root / value) for value in look) else "text"
-
-
-def content_hash(content: bytes) -> str:
-    """Return a stable key of some content, 16 hexadecimal digits."""
-    return blake2b(content, digest_size=8).hexdigest()
+def _is_bulky(kind: pa.DataType) -> bool:
+    return pa.types.is_nested(kind) or is_binary(kind)

@@ -10,12 +10,12 @@ with the same bytes. Nothing that was committed is written again.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fusemix import durable
@@ -31,7 +31,7 @@ from fusemix.data.media import Reason
 from fusemix.data.pairs import Items
 from fusemix.errors import MismatchError, StoreError
 
-FORMAT = "fusemix-latents-1"
+FORMAT = "fusemix-latents-2"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Facts:
         count: number of items, encoded or not.
         items: SHA-256 of ids and order.
         shard_items: items per shard.
+        batch_size: items per call of the encoder; the last bits of a latent depend on it.
         dtype: precision on disk, "float16" or "float32".
+        decode: fingerprint of the user's own decoder; None for ours.
     """
 
     modality: str
@@ -65,11 +67,41 @@ class Facts:
     count: int
     items: str
     shard_items: int
+    batch_size: int
     dtype: str
+    decode: dict[str, Any] | None = None
 
     def to_json(self) -> bytes:
         """Return the content of facts.json; the same facts always give the same bytes."""
         return (json.dumps({"format": FORMAT, **self.__dict__}, indent=2, sort_keys=True) + "\n").encode()
+
+
+class Encoded(NamedTuple):
+    """What became of the items of one shard.
+
+    Attributes:
+        items: (n,) int64, ascending places of the items that could be encoded.
+        latents: (n, D).
+        batches: (n,) int32, in which batch of the shard each was encoded.
+        failures: the other items, ascending.
+        halved: the device had too little memory for a whole batch, so other machines may round differently.
+    """
+
+    items: NDArray[np.int64]
+    latents: NDArray[Any]
+    batches: NDArray[np.int32]
+    failures: list[Failure]
+    halved: bool = False
+
+
+class Shard(NamedTuple):
+    """A shard as it lies on disk, see `Encoded`; the latents stay there until they are touched."""
+
+    items: NDArray[np.int64]
+    latents: Tensor
+    batches: NDArray[np.int32]
+    failures: list[Failure]
+    halved: bool
 
 
 class LatentStore:
@@ -85,8 +117,16 @@ class LatentStore:
         self.facts = facts
 
     @classmethod
-    def create(cls, folder: Path, facts: Facts, items: Items) -> "LatentStore":
+    def create(
+        cls, folder: Path, facts: Facts, items: Items, canaries: Callable[[], NDArray[Any] | None] = lambda: None
+    ) -> "LatentStore":
         """Start a store, or go on with one that has the same facts.
+
+        Args:
+            folder: of the store.
+            facts: what it will hold.
+            items: of the modality.
+            canaries: gives the latents of the encoder's canary items; only called for a new store.
 
         Raises:
             MismatchError: the folder holds latents that were made differently; it names what differs.
@@ -95,10 +135,10 @@ class LatentStore:
         if (folder / "facts.json").exists():
             store = cls.open(folder)
             for name, new in facts.__dict__.items():
-                old = getattr(store.facts, name)
-                if old != new and name != "source":  # the same encoder may be called by another path
+                differs = difference(getattr(store.facts, name), new, name)
+                if differs and name != "source":  # the same encoder may be called by another path
                     raise MismatchError(
-                        f"{folder} holds latents made with another {difference(old, new, name)}; "
+                        f"{folder} holds latents made with another {differs}; "
                         "give another output folder, or delete this one to start again"
                     )
             return store
@@ -106,6 +146,9 @@ class LatentStore:
         sink = pa.BufferOutputStream()
         pa.parquet.write_table(table, sink)
         durable.write(folder / "items.parquet", sink.getvalue().to_pybytes())
+        answers = canaries()
+        if answers is not None:
+            durable.write(folder / "canaries.safetensors", save({"latents": torch.from_numpy(answers)}))
         durable.write(folder / "facts.json", facts.to_json())
         return cls(folder, facts)
 
@@ -126,6 +169,21 @@ class LatentStore:
         except (ValueError, TypeError) as error:
             raise StoreError(f"{folder / 'facts.json'} is damaged ({error}); extract into a new folder") from error
 
+    @cached_property
+    def canaries(self) -> Tensor | None:
+        """(16, D) latents of the encoder's canary items, see `encoders.canaries`; None where there are none.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        path = self.folder / "canaries.safetensors"
+        if not path.exists():
+            return None
+        try:
+            return load(path.read_bytes())["latents"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise StoreError(f"{path} is damaged ({error}); delete {self.folder} and extract again") from error
+
     @property
     def shards(self) -> int:
         """Number of shards that a finished store has."""
@@ -138,39 +196,33 @@ class LatentStore:
 
     def missing(self) -> list[int]:
         """Return the shards that are not there or whose bytes are not what was committed; slow, reads everything."""
-        return [shard for shard in range(self.shards) if not self._sound(shard)]
+        return [shard for shard in range(self.shards) if not self.sound(shard)]
 
-    def commit(self, shard: int, items: Sequence[int], latents: NDArray[Any], failures: Sequence[Failure]) -> None:
+    def commit(self, shard: int, done: Encoded) -> None:
         """Write one shard, whole or not at all.
-
-        Args:
-            shard: its number.
-            items: (n,) places of the encoded items, ascending.
-            latents: (n, D), cast to the precision of the store.
-            failures: the rest of the shard's items.
 
         Raises:
             StoreError: the latents do not fit into float16.
         """
-        assert len(items) + len(failures) == len(self.items_of(shard)), "in = ok + failed"
-        stored = torch.from_numpy(np.ascontiguousarray(latents)).to(getattr(torch, self.facts.dtype))
+        assert len(done.items) + len(done.failures) == len(self.items_of(shard)), "in = ok + failed"
+        stored = torch.from_numpy(np.ascontiguousarray(done.latents)).to(getattr(torch, self.facts.dtype))
         if not bool(stored.isfinite().all()):
-            peak = float(np.abs(latents).max())
+            peak = float(np.abs(done.latents).max())
             raise StoreError(
                 f"{self.facts.modality}: latents up to {peak:.3g} do not fit {self.facts.dtype}; use dtype float32"
             )
-        tensors = {"latents": stored, "items": torch.tensor(list(items), dtype=torch.int64)}
-        durable.write(self._path(shard), save(tensors, self._header(shard, tensors, failures)))
+        as_stored = Shard(done.items, stored, done.batches, done.failures, done.halved)
+        durable.write(self._path(shard), save(_tensors(as_stored), self._header(shard, as_stored)))
 
     @cached_property
-    def _parts(self) -> list[tuple[Tensor, Tensor, list[Failure]]]:
-        """(items, latents, failures) of every shard; latents stay on disk until they are touched."""
-        return [self._read(shard) for shard in range(self.shards)]
+    def _parts(self) -> list[Shard]:
+        """Every shard; latents stay on disk until they are touched."""
+        return [self.read(shard) for shard in range(self.shards)]
 
     @cached_property
     def latents(self) -> Tensor:
         """(n, D) of all encoded items, in order; one shard is mapped, several are gathered into memory."""
-        parts = [latents for _, latents, _ in self._parts if len(latents)]
+        parts = [part.latents for part in self._parts if len(part.latents)]
         if not parts:
             raise StoreError(f"{self.folder}: none of {self.facts.count:,} items could be encoded; see failed.parquet")
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -178,12 +230,19 @@ class LatentStore:
     @cached_property
     def encoded(self) -> NDArray[np.int64]:
         """(n,) place of each row of `latents` among all items."""
-        return torch.cat([items for items, _, _ in self._parts]).numpy()
+        return np.concatenate([part.items for part in self._parts])
 
     @property
     def failures(self) -> list[Failure]:
         """Items without a latent."""
-        return [failure for _, _, failures in self._parts for failure in failures]
+        return [failure for part in self._parts for failure in part.failures]
+
+    def failures_of(self, shard: int) -> list[Failure]:
+        """Return what failed in a shard; nothing where the shard is not there or cannot be read."""
+        try:
+            return self.read(shard).failures
+        except StoreError:
+            return []
 
     @cached_property
     def items(self) -> pa.Table:
@@ -197,31 +256,36 @@ class LatentStore:
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
-    def _header(self, shard: int, tensors: dict[str, Tensor], failures: Sequence[Failure]) -> dict[str, str]:
+    def _header(self, shard: int, content: Shard) -> dict[str, str]:
         """Return what a shard says of itself: whose it is, who failed, and a checksum of everything."""
         record = {
             "facts": sha256(self.facts.to_json()).hexdigest(),
             "shard": shard,
-            "failed": [[f.item, f.reason, f.message] for f in failures],
+            "failed": [[f.item, f.reason, f.message] for f in content.failures],
+            "halved": content.halved,
         }
         digest = sha256(json.dumps(record, sort_keys=True).encode())
-        for name in sorted(tensors):
-            digest.update(tensors[name].contiguous().numpy().tobytes())
+        for _, tensor in sorted(_tensors(content).items()):
+            digest.update(tensor.contiguous().numpy().tobytes())
         # One entry only: safetensors writes several in random order, and no two runs would give the same bytes.
         return {"record": json.dumps({**record, "sha256": digest.hexdigest()}, sort_keys=True)}
 
-    def _sound(self, shard: int) -> bool:
+    def sound(self, shard: int) -> bool:
         """Tell whether a shard is there and its checksum holds."""
         try:
-            items, latents, failures = self._read(shard)
+            content = self.read(shard)
         except StoreError:
             return False
         with safe_open(self._path(shard), framework="pt") as file:
             committed: dict[str, str] = file.metadata()
-        return committed == self._header(shard, {"latents": latents, "items": items}, failures)
+        return committed == self._header(shard, content)
 
-    def _read(self, shard: int) -> tuple[Tensor, Tensor, list[Failure]]:
-        """Map one shard."""
+    def read(self, shard: int) -> Shard:
+        """Map one shard.
+
+        Raises:
+            StoreError: it is not there, damaged, or of another store; it says what to do.
+        """
         path = self._path(shard)
         if not path.exists():
             raise StoreError(
@@ -233,7 +297,8 @@ class LatentStore:
                 record = json.loads((file.metadata() or {})["record"])
                 owner = record["facts"], record["shard"]
                 failures = [Failure(*entry) for entry in record["failed"]]
-                items, latents = file.get_tensor("items"), file.get_tensor("latents")
+                items, batches = file.get_tensor("items").numpy(), file.get_tensor("batches").numpy()
+                content = Shard(items, file.get_tensor("latents"), batches, failures, record["halved"])
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise StoreError(
                 f"{path} is damaged ({error}); run the same `fusemix extract` again, it does this shard anew"
@@ -243,7 +308,12 @@ class LatentStore:
                 f"{path} belongs to another store or place than this; run the same `fusemix extract` again, "
                 "it does this shard anew"
             )
-        return items, latents, failures
+        return content
+
+
+def _tensors(content: Shard) -> dict[str, Tensor]:
+    arrays = {"items": torch.from_numpy(content.items), "batches": torch.from_numpy(content.batches)}
+    return {**arrays, "latents": content.latents}
 
 
 def difference(old: Any, new: Any, field: str = "") -> str | None:

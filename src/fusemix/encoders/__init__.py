@@ -9,20 +9,37 @@ from fusemix.errors import EncoderError
 
 __all__ = ["Encoder", "encode_batch", "load_encoder", "runs_code"]
 
+LIBRARIES = ("timm:", "open_clip:")  # prefixes that name a library's model, not code of the user
+# What an encoder may take besides the items themselves: the file, and of a video its sound track.
+ALSO = {"audio": ("file",), "video": ("file", "audio")}
 
-def load_encoder(spec: str | Encoder | Callable[..., Any], kind: str) -> Encoder:
+
+def load_encoder(
+    spec: str | Encoder | Callable[..., Any], kind: str, *, pooling: str | None = None, precision: str | None = None
+) -> Encoder:
     """Load an encoder for items of a kind.
 
     Args:
-        spec: "hog" or "minilm"; `module:function` or `file.py:function`; a transformers folder or hub id; a callable on
-            a list of items; or an object that already is an Encoder.
-        kind: of the raw items, see `data.pairs.Kind`.
+        spec: a transformers or sentence-transformers folder, or a hub id, perhaps `id@revision`; `timm:NAME`;
+            `open_clip:MODEL/PRETRAINED`; a `.onnx` file or a folder with one; "hog" or "minilm"; `module:function` or
+            `file.py:function`; several of these joined by `+`, whose latents are put side by side; a callable on a
+            list of items; or an object that already is an Encoder.
+        kind: of the raw items, see `data.pairs.Kind`. Videos go through an image encoder frame by frame, or through
+            an audio encoder by their sound track.
+        pooling: "cls", "mean", "cls+mean", "last" or "pooler", of transformers models; None is what they were made for.
+            A fingerprint has it as "pooling".
+        precision: "float32", "bfloat16" or "float16", of transformers models; None chooses by the device. A fingerprint
+            has it as "dtype". Encoders without such a choice are what they are.
 
     Raises:
-        EncoderError: nothing of that name, it does not load, or it takes items of another kind.
+        EncoderError: nothing of that name, it does not load, it has no such choice, or it takes items of another kind.
     """
-    encoder = _load(spec, kind)
-    if encoder.takes not in ("any", kind):
+    encoder = _load(spec, kind, pooling, precision)
+    if kind == "video" and encoder.takes == "image":
+        from fusemix.encoders.video import VideoEncoder
+
+        encoder = VideoEncoder(encoder)
+    if encoder.takes not in ("any", kind, *ALSO.get(kind, ())):
         raise EncoderError(
             f"the encoder {encoder.fingerprint['name']!r} takes {encoder.takes} items, but these are {kind} items"
         )
@@ -31,10 +48,37 @@ def load_encoder(spec: str | Encoder | Callable[..., Any], kind: str) -> Encoder
 
 def runs_code(spec: str) -> bool:
     """Tell whether loading this spec would run Python code that it names."""
-    return ":" in spec and not Path(spec).exists()
+    parts = _split(spec)
+    if len(parts) > 1:
+        return any(runs_code(part) for part in parts)
+    return ":" in spec and not spec.startswith(LIBRARIES) and not Path(spec).exists()
 
 
-def _load(spec: str | Encoder | Callable[..., Any], kind: str) -> Encoder:
+def _split(spec: str) -> list[str]:
+    """Split "A+B"; a path that contains a + and exists is one path, with or without a function after it."""
+    if "+" not in spec or Path(spec).exists() or Path(spec.rpartition(":")[0] or spec).exists():
+        return [spec]
+    return spec.split("+")
+
+
+def _load(spec: str | Encoder | Callable[..., Any], kind: str, pooling: str | None, precision: str | None) -> Encoder:
+    parts = _split(spec) if isinstance(spec, str) else []
+    if not all(parts):
+        raise EncoderError(f"{spec!r}: wanted the names of encoders joined by +")
+    if len(parts) > 1:
+        from fusemix.encoders.combined import CombinedEncoder
+
+        encoder: Encoder = CombinedEncoder([_load_one(part, kind, pooling, precision) for part in parts], pooling)
+    else:
+        encoder = _load_one(spec, kind, pooling, precision)
+    if pooling is not None and encoder.fingerprint.get("pooling") != pooling:
+        raise EncoderError(f"the encoder {encoder.fingerprint['name']!r} has no choice of pooling, got {pooling!r}")
+    return encoder
+
+
+def _load_one(
+    spec: str | Encoder | Callable[..., Any], kind: str, pooling: str | None, precision: str | None
+) -> Encoder:
     if isinstance(spec, Encoder):
         return spec
     if callable(spec):
@@ -48,17 +92,57 @@ def _load(spec: str | Encoder | Callable[..., Any], kind: str) -> Encoder:
     if spec == "minilm":
         from fusemix.encoders.offline import minilm
 
-        return minilm()
+        return minilm(pooling=pooling, precision=precision)
     if runs_code(spec):
         from fusemix.encoders.function import load_function
 
         return load_function(spec)
-    if kind == "image":
-        from fusemix.encoders.huggingface import ImageEncoder
+    library = _load_library(spec, "image" if kind == "video" else kind, pooling)
+    return library or _load_transformers(spec, kind, pooling, precision)
 
-        return ImageEncoder(spec)
+
+def _load_library(spec: str, kind: str, pooling: str | None) -> Encoder | None:
+    """Load a model of another library than transformers; None if the spec names none."""
+    library, _, name = spec.partition(":")
+    if library == "timm" and name:
+        from fusemix.encoders.timm_models import TimmEncoder
+
+        return TimmEncoder(name)
+    if library == "open_clip" and name:
+        from fusemix.encoders.open_clip_models import OpenClipEncoder
+
+        return OpenClipEncoder(name, kind)
+    if spec.endswith(".onnx") or _is_onnx_folder(Path(spec)):
+        from fusemix.encoders.onnx_models import OnnxEncoder
+
+        return OnnxEncoder(spec, kind, pooling)
+    return None
+
+
+def _is_onnx_folder(path: Path) -> bool:
+    return (path / "model.onnx").is_file() and not any(path.glob("*.safetensors"))
+
+
+def _load_transformers(spec: str, kind: str, pooling: str | None, precision: str | None) -> Encoder:
     if kind == "text":
-        from fusemix.encoders.huggingface import TextEncoder
+        from fusemix.encoders.text import TextEncoder
 
-        return TextEncoder(spec)
+        return TextEncoder(spec, pooling=pooling, precision=precision)
+    if kind == "audio" or (kind == "video" and _hears(spec)):
+        from fusemix.encoders.audio import AudioEncoder
+
+        return AudioEncoder(spec, pooling=pooling, precision=precision)
+    if kind in ("image", "video"):
+        from fusemix.encoders.image import ImageEncoder
+
+        return ImageEncoder(spec, pooling=pooling, precision=precision)
     raise EncoderError(f"no encoder {spec!r} for {kind} items; give module:function or file.py:function")
+
+
+def _hears(spec: str) -> bool:
+    """Tell whether a transformers model takes sound."""
+    from fusemix.encoders.audio import FORMS
+    from fusemix.encoders.huggingface import Checkpoint
+
+    model_type = (Checkpoint.of(spec).read_json("config.json") or {}).get("model_type")
+    return model_type in FORMS or model_type == "clap"

@@ -15,13 +15,17 @@ Latent = NDArray[np.float32]
 
 @runtime_checkable
 class Encoder(Protocol):
-    """A frozen map from raw items to latents. Any object with these four members is one.
+    """A frozen map from raw items to latents. Any object with these four members and `encode` is one.
+
+    Two more are optional: `lengths(texts) -> list[int]` counts tokens, so that batches hold texts of like length, and
+    `variable_length = True` says that a sound costs what it lasts.
 
     Attributes:
-        fingerprint: everything that decides the latents, as plain JSON values: name, weights, preprocessing, pooling.
+        fingerprint: everything that decides the latents, as plain JSON values, dicts within dicts: name, weights,
+            preprocessing, pooling.
         source: what `load_encoder` takes to load it again.
-        takes: the kind of raw items it wants: "image" (PIL images), "text" (strings), "file" (paths), "vector" (arrays)
-            or "any".
+        takes: the raw items it wants: "image" (PIL images), "text" (strings), "audio" (`Sound` of any rate), "video"
+            (lists of PIL images), "file" (paths), "vector" (arrays) or "any".
         batch_size: items per call.
     """
 

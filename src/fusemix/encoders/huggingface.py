@@ -1,233 +1,292 @@
-"""Frozen text and image encoders from a transformers folder or hub id.
+"""Loading frozen models of the transformers library: where they lie, what they weigh, and the facts that name them.
 
-Only safetensors weights are read and no code of the model's folder is ever run. Images go through the PIL
-preprocessing of transformers, so torchvision is not needed.
+Only safetensors weights are read and no code of a model's folder is ever run. Images go through the PIL preprocessing
+of transformers and sounds through its numpy preprocessing, so neither torchvision nor torchaudio is needed.
 """
 
 import json
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
-from fusemix.encoders.base import Latent, hash_json
-from fusemix.errors import EncoderError
+from fusemix.encoders.base import hash_json
+from fusemix.errors import EncoderError, choices
 
-# Which token stands for an image, by model_type. Everything else: the model's own pooler, or the mean of its tokens.
-IMAGE_POOLING = {
-    "beit": "mean", "clip_vision_model": "pooler", "convnext": "pooler", "convnextv2": "pooler",
-    "data2vec-vision": "mean", "deit": "cls", "dinov2": "cls", "dinov2_with_registers": "cls", "dinov3_vit": "cls",
-    "resnet": "pooler", "siglip_vision_model": "pooler", "siglip2_vision_model": "pooler", "swin": "pooler",
-    "swinv2": "pooler", "vit": "cls", "vit_mae": "cls",
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOWERS = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}
+# Towers saved by themselves that AutoModel does not list.
+UNLISTED = {
+    "clap_audio_model": "ClapAudioModel", "siglip_text_model": "SiglipTextModel",
+    "siglip2_text_model": "Siglip2TextModel",
 }  # fmt: skip
-# Text models whose tokens see only what came before them: the last token has seen it all.
-DECODERS = (
-    "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi", "phi3", "qwen2", "qwen3",
-)  # fmt: skip
-# Families trained with another pooling or with a prefix, by a word in their name (their model cards).
-TEXT_POOLING = {
-    "arctic-embed": "cls", "bge-": "cls", "gte-base-en-v1.5": "cls", "gte-large-en-v1.5": "cls", "mxbai-embed": "cls",
+# What a file says of its making or of training heads, and what changes from one version of transformers to the next.
+IMMATERIAL = {
+    "_attn_implementation", "_commit_hash", "_name_or_path", "architectures", "auto_map", "dtype", "id2label",
+    "label2id", "name_or_path", "output_attentions", "output_hidden_states", "problem_type", "processor_class",
+    "return_dict", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-TEXT_PREFIX = {"e5-small": "query: ", "e5-base": "query: ", "e5-large": "query: "}
-MAX_TOKENS = 512
+LONG_TEXT = 256
 
 
-class TextEncoder:
-    """Strings to latents through AutoTokenizer and AutoModel; the final hidden states, pooled, not normalised."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model lies.
 
-    takes = "text"
-    batch_size = 64
-
-    def __init__(self, source: str, name: str | None = None) -> None:
-        from transformers import AutoTokenizer
-
-        self.source = _place(source)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = _load_model(source, "text_model").to(self.device)
-        self.tokenizer = _load(AutoTokenizer, source)
-        self.model_type: str = self.model.config.model_type
-        self.pooling = _text_pooling(source, self.model_type)
-        self.prefix = next((prefix for word, prefix in TEXT_PREFIX.items() if word in _name(source).lower()), "")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.tokenizer.padding_side = "right"  # "last" counts real tokens from the left
-        self.max_tokens = _max_tokens(source, self.tokenizer, self.model.config)
-        # SigLIP pools its last token, padding or not, and learned from texts filled up to the full length.
-        self.padding: bool | str = "max_length" if self.model_type.startswith("siglip") else True
-        self.fingerprint: dict[str, Any] = {
-            **_model_facts(self.model, source, name),
-            "preprocessing": sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
-            "pooling": self.pooling,
-            "prefix": self.prefix,
-            "max_tokens": self.max_tokens,
-        }
-
-    @torch.inference_mode()
-    def encode(self, items: Sequence[str]) -> Latent:
-        """Encode n strings to (n, D)."""
-        batch = self.tokenizer(
-            [self.prefix + text for text in items],
-            padding=self.padding, truncation=True, max_length=self.max_tokens, return_tensors="pt",
-        ).to(self.device)  # fmt: skip
-        output = self.model(**batch)
-        latents: Latent = _pool(output, self.pooling, batch.get("attention_mask")).float().cpu().numpy()
-        return latents
-
-
-class ImageEncoder:
-    """PIL images to latents through AutoImageProcessor (PIL path) and AutoModel."""
-
-    takes = "image"
-    batch_size = 32
-
-    def __init__(self, source: str) -> None:
-        from transformers import AutoImageProcessor
-
-        self.source = _place(source)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = _load_model(source, "vision_model").to(self.device)
-        self.processor = _load(AutoImageProcessor, source, backend="pil")
-        self.pooling = IMAGE_POOLING.get(self.model.config.model_type, "pooler")
-        self.fingerprint: dict[str, Any] = {
-            **_model_facts(self.model, source, None),
-            "preprocessing": hash_json(self.processor.to_dict()),
-            "pooling": self.pooling,
-        }
-
-    @torch.inference_mode()
-    def encode(self, items: Sequence[Any]) -> Latent:
-        """Encode n RGB images to (n, D)."""
-        batch = self.processor(images=list(items), return_tensors="pt").to(self.device)
-        output = self.model(**batch)
-        latents: Latent = _pool(output, self.pooling, None).float().cpu().numpy()
-        return latents
-
-
-def _pool(output: Any, pooling: str, mask: Tensor | None) -> Tensor:
-    """Reduce a model's output to one row per item.
-
-    Args:
-        output: with last_hidden_state (n, T, D) and perhaps pooler_output (n, D) or (n, D, 1, 1).
-        pooling: "cls", "last", "mean", or "pooler" (falls back to the mean where the model has none).
-        mask: (n, T), 1 for real tokens; None when all are real.
+    Attributes:
+        place: full path of a folder, so that it is found from anywhere, or a hub id.
+        revision: branch, tag or commit of a hub id; None is its main branch.
+        subfolder: part of the place that holds the model.
     """
-    if pooling == "pooler" and getattr(output, "pooler_output", None) is not None:
-        pooled: Tensor = output.pooler_output
-        return pooled.flatten(1)
-    hidden: Tensor = output.last_hidden_state
-    if hidden.ndim == 4:  # a convolutional map (n, D, H, W)
-        return hidden.mean(dim=(2, 3))
-    if pooling == "cls":
-        return hidden[:, 0]
-    if mask is None:
-        return hidden.mean(dim=1)
-    if pooling == "last":
-        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]
-    weights = mask[..., None].to(hidden.dtype)
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+    place: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    @classmethod
+    def of(cls, spec: str) -> "Checkpoint":
+        """Read a folder, a hub id or `id@revision`.
+
+        Raises:
+            EncoderError: a revision of a folder.
+        """
+        if Path(spec).is_dir():
+            return cls(str(Path(spec).resolve()))
+        place, _, revision = spec.partition("@")
+        if revision and Path(place).is_dir():
+            raise EncoderError(
+                f"{place!r} is a folder, which has no revision {revision!r}; only hub ids have revisions"
+            )
+        return cls(place, revision or None)
+
+    @property
+    def is_folder(self) -> bool:
+        """Tell a folder from a hub id."""
+        return Path(self.place).is_dir()
+
+    @property
+    def name(self) -> str:
+        """The name of a folder, wherever it lies, or the whole hub id."""
+        return Path(self.place).name if self.is_folder else self.place
+
+    @property
+    def source(self) -> str:
+        """What loads these very files again: a hub id is pinned to its commit."""
+        commit = self.commit or self.revision
+        return f"{self.place}@{commit}" if commit else self.place
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that a hub id stands for today; None for a folder."""
+        path = None if self.is_folder else self.find("config.json")
+        found = re.search(r"snapshots/([0-9a-f]{40})/", path.as_posix()) if path else None
+        return found[1] if found else None
+
+    def find(self, file: str) -> Path | None:
+        """Return a file of the model, from the folder or the hub (or its cache when offline); None if it has none."""
+        from transformers.utils import cached_file
+
+        if self.is_folder:
+            path = Path(self.place, self.subfolder, file)
+            return path if path.is_file() else None
+        try:
+            found = cached_file(self.place, file, revision=self.revision or "main", subfolder=self.subfolder)
+        except (OSError, ValueError):
+            return None
+        return Path(found) if found else None
+
+    def surely_lacks(self, file: str) -> bool:
+        """Tell a model that has no such file from one of which, offline, it is not known."""
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+        if self.is_folder:
+            return self.find(file) is None
+        path = f"{self.subfolder}/{file}".removeprefix("/")
+        return try_to_load_from_cache(self.place, path, revision=self.revision) is _CACHED_NO_EXIST
+
+    def read_json(self, file: str) -> Any:
+        """Return the content of a JSON file of the model; None if it has none.
+
+        Raises:
+            EncoderError: it is damaged.
+        """
+        path = self.find(file)
+        try:
+            return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EncoderError(f"{path} is damaged: {error}") from error
+
+    def load(self, factory: Any, **options: Any) -> Any:
+        """Load with transformers, without its own progress bar, and say in one line what went wrong.
+
+        Raises:
+            EncoderError: it does not load.
+        """
+        from transformers.utils import logging
+
+        if self.revision:
+            options["revision"] = self.revision
+        if self.subfolder:
+            options["subfolder"] = self.subfolder
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            with warnings.catch_warnings():
+                # The published audio spectrogram transformers have such filters; nobody can choose others.
+                warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
+                return factory.from_pretrained(self.place, trust_remote_code=False, **options)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise EncoderError(self._failure(factory, error)) from error
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+
+    def _failure(self, factory: Any, error: Exception) -> str:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind = "folder" if self.is_folder else "name: no such folder here, so it was looked up on the model hub"
+        return (
+            f"{self.place!r} is a {kind}, and {factory.__name__} could not load it: {reason} "
+            "(an encoder is a transformers folder or hub id, module:function, a .npy file, or one of hog and minilm)"
+        )
 
 
-def _text_pooling(source: str, model_type: str) -> str:
-    """What sentence-transformers saved beside the model, else the family by name, else the architecture."""
-    saved = Path(source) / "1_Pooling" / "config.json"
-    if saved.is_file():
-        modes = json.loads(saved.read_text(encoding="utf-8"))
-        mode = modes.get("pooling_mode")
-        old = {"cls": "cls_token", "mean": "mean_tokens", "lasttoken": "lasttoken"}
-        chosen = [word for word, key in old.items() if modes.get(f"pooling_mode_{key}") or mode == word]
-        if chosen:
-            return chosen[0].removesuffix("token")
-    for word, pooling in TEXT_POOLING.items():
-        if word in _name(source).lower():
-            return pooling
-    if model_type in ("clip_text_model", "siglip_text_model"):
-        return "pooler"
-    return "last" if model_type in DECODERS else "mean"
+def choose_device() -> torch.device:
+    """Return the accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _max_tokens(source: str, tokenizer: Any, config: Any) -> int:
-    """Return the length that texts are cut to: what sentence-transformers saved, else the model's own, at most 512."""
-    saved = Path(source) / "sentence_bert_config.json"
-    limits = [MAX_TOKENS, tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    if saved.is_file():
-        limits.append(json.loads(saved.read_text(encoding="utf-8")).get("max_seq_length"))
-    return min(int(limit) for limit in limits if limit)
+def choose_precision(asked: str | None, device: torch.device) -> torch.dtype:
+    """Choose by what the device can do: bfloat16 from CUDA compute capability 8 on, else float32.
 
-
-def _load_model(source: str, tower: str) -> Any:
-    """Load a model frozen, in float32; of a two-tower model only the tower asked for.
+    A CPU always computes in float32: most of them emulate bfloat16, eight times slower.
 
     Raises:
-        EncoderError: it does not load, or some of its weights are not in the folder and would be random.
+        EncoderError: no such precision.
     """
-    from transformers import AutoModel
+    if asked is not None:
+        if asked not in PRECISIONS:
+            raise EncoderError(f"no precision {asked!r}; {choices(asked, PRECISIONS)}")
+        return PRECISIONS[asked]
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    return torch.bfloat16 if capable else torch.float32
 
-    model, report = _load(AutoModel, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
-    missing = sorted(report["missing_keys"])
-    if hasattr(model, "vision_model") and hasattr(model, "text_model"):
-        model = getattr(model, tower)
-        missing = [key.removeprefix(f"{tower}.") for key in missing if key.startswith(f"{tower}.")]
+
+def load_model(checkpoint: Checkpoint, kind: str, precision: torch.dtype) -> Any:
+    """Load a model frozen; of a two-tower or an encoder-decoder model only the part that sees items of this kind.
+
+    Raises:
+        EncoderError: it does not load, it has no such part, or some of its weights are not there and would be random.
+    """
+    import transformers
+
+    model_type = str((checkpoint.read_json("config.json") or {}).get("model_type"))
+    factory = getattr(transformers, UNLISTED.get(model_type, "AutoModel"))
+    model, report = checkpoint.load(factory, dtype=precision, use_safetensors=True, output_loading_info=True)
+    tower = _tower(model, kind, checkpoint.place)
+    part = getattr(model, tower) if tower else model
+    own = part.state_dict()
+    missing = sorted(key.removeprefix(f"{tower}.") for key in report["missing_keys"])
+    missing = [key for key in missing if key in own]
     if missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None  # checkpoints of classifiers and masked language models have none
+        part.pooler = None  # checkpoints of classifiers and masked language models have none
     elif missing:
         raise EncoderError(
-            f"{source!r} lacks {len(missing)} weights of {type(model).__name__}, such as {missing[0]}: "
+            f"{checkpoint.place!r} lacks {len(missing)} weights of {type(part).__name__}, such as {missing[0]}: "
             "they would be random; give a complete checkpoint"
         )
-    if model.config.model_type == "vit_mae":  # it hides most of each picture, at random, even in eval mode
-        model.embeddings.random_masking = lambda tokens, noise=None: (tokens, None, None)
-    return model.eval().requires_grad_(False)
+    return part.eval().requires_grad_(False)
 
 
-def _load(factory: Any, source: str, **options: Any) -> Any:
-    """Load with transformers, without its own progress bar, and say in one line what went wrong."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        return factory.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind = "folder" if Path(source).is_dir() else "name: no such folder here, so it was looked up on the model hub"
-        raise EncoderError(
-            f"{source!r} is a {kind}, and {factory.__name__} could not load it: {reason} "
-            "(an encoder is a transformers folder or hub id, module:function, a .npy file, or one of hog and minilm)"
-        ) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def _tower(model: Any, kind: str, place: str) -> str:
+    """Name the part of a model that sees items of this kind; "" is all of it."""
+    towers = {other: name for other, name in TOWERS.items() if hasattr(model, name)}
+    if len(towers) > 1:
+        if kind not in towers:
+            raise EncoderError(f"{place!r} has no part for {kind} items; {choices(kind, towers)}")
+        return towers[kind]
+    return "encoder" if getattr(model.config, "is_encoder_decoder", False) else ""
 
 
-def _name(source: str) -> str:
-    """Return the name of a folder, wherever it lies, or the whole hub id."""
-    return Path(source).name if Path(source).is_dir() else source
+def model_facts(model: Any, checkpoint: Checkpoint, kind: str, name: str | None = None) -> dict[str, Any]:
+    """Return what a fingerprint says of the network itself.
 
-
-def _place(source: str) -> str:
-    """Return a folder's full path, so that it is found from anywhere, or the hub id."""
-    return str(Path(source).resolve()) if Path(source).is_dir() else source
-
-
-def _model_facts(model: Any, source: str, name: str | None) -> dict[str, Any]:
-    digest = sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
-    config = {
-        key: value
-        for key, value in model.config.to_dict().items()
-        if key not in ("_name_or_path", "transformers_version")
-    }
+    The configuration is what the author of the model wrote, without the defaults that transformers fills in: those
+    come and go with its versions, and the canaries see whether they change a latent.
+    """
+    config = checkpoint.read_json("config.json") or {}
     return {
         "loader": "transformers",
-        "name": name or _name(source),
+        "name": name or checkpoint.name,
+        "revision": checkpoint.commit or checkpoint.revision,
         "architecture": type(model).__name__,
-        "weights": digest.hexdigest()[:16],
-        "config": hash_json(config),
-        "dtype": "float32",
+        "config": plain(config.get(f"{TOWERS[kind].removesuffix('_model')}_config", config)),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights": hash_weights(model),
     }
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """Hash the tensors of a model as loaded, whatever they are called.
+
+    Their order is that of their shapes, and among equal shapes that in which the model holds them. So a version of
+    transformers that renames parameters, or moves parts of different shapes, leaves the hash as it is, and two
+    tensors that changed places change it: only equal shapes can, and those are hashed in their places. Not seen are
+    integers such as position numbers, which versions add and drop. A version that reorders parts of equal shape
+    changes the hash: old latents are then refused, which is safe.
+    """
+    tensors = {(t.data_ptr(), t.shape): t for t in model.state_dict().values() if t.is_floating_point()}
+    digest = sha256()
+    for tensor in sorted(tensors.values(), key=lambda tensor: tuple(tensor.shape)):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+    """Turn settings into JSON values that read back equal, without what does not decide latents.
+
+    Nothing (None) is left out, as versions differ in whether they write it; a list of settings becomes numbered
+    fields, so that a difference can name one; a long text becomes its hash.
+    """
+    if isinstance(value, Mapping):
+        kept = {str(key): plain(item) for key, item in value.items() if str(key) not in IMMATERIAL}
+        return {key: item for key, item in kept.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(item, Mapping) for item in value):
+            return plain(dict(enumerate(value)))
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, str):
+        return value if len(value) <= LONG_TEXT else f"sha256:{sha256(value.encode()).hexdigest()[:16]}"
+    # Arrays, as filter banks, follow from the other settings, with the rounding of this machine.
+    return value if isinstance(value, (bool, int, float)) else None
+
+
+def describe_processor(processor: Any) -> dict[str, Any]:
+    """Return the settings of an image processor or an audio feature extractor."""
+    settings: dict[str, Any] = plain(processor.to_dict())
+    kind = settings.get("image_processor_type")
+    if kind:  # the same arithmetic goes by several names
+        settings["image_processor_type"] = re.sub("(Fast|Pil)$", "", kind)
+    return settings
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """Return the settings of a tokenizer, its vocabulary as a hash."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer written in Python
+        return {"type": type(tokenizer).__name__, "vocabulary": hash_json(tokenizer.get_vocab())}
+    state = json.loads(backend.to_str())
+    model = state["model"]
+    vocabulary = hash_json([model.pop("vocab", None), model.pop("merges", None), state.pop("added_tokens", None)])
+    for name in ("version", "decoder", "truncation", "padding"):  # the latter two are set anew in every call
+        state.pop(name, None)
+    return {"vocabulary": vocabulary, **plain(state)}

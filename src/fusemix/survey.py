@@ -1,0 +1,89 @@
+"""What an extraction would cost, before it is done: rows, shards, disk and time, tried on a few items."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fusemix.data.pairs import Items, Pairs
+from fusemix.data.store import Facts, LatentStore
+from fusemix.engines import Job
+from fusemix.extraction import Given, plan_jobs
+from fusemix.progress import Progress, silent
+from fusemix.shards import Work, sample
+
+BYTES = {"float16": 2, "float32": 4}
+BATCHES = 3  # tried: the first pays for warming up, the others are timed
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one modality would cost.
+
+    Attributes:
+        items: distinct items.
+        encoder: its name.
+        dim: D, width of a latent; 0 where every tried item failed.
+        shards: files of latents.
+        disk_bytes: of the whole store.
+        seconds: to encode all items on this machine.
+        tried: items that were tried, spread evenly over the data.
+        failed: of those.
+    """
+
+    items: int
+    encoder: str
+    dim: int
+    shards: int
+    disk_bytes: int
+    seconds: float
+    tried: int
+    failed: int
+
+
+def survey(
+    pairs: Pairs, given: Given, *, dtype: str = "float16", shard_items: int = 2048, progress: Progress = silent
+) -> Mapping[str, Forecast]:
+    """Load every encoder, try it on a few items, and say what `extract` would cost; nothing is written.
+
+    Raises:
+        DataError: as `extract`.
+        EncoderError: as `extract`.
+    """
+    found = {}
+    for i, (name, job) in enumerate(plan_jobs(pairs, Path(), given).items()):
+        progress("survey", i, len(pairs.items), name)
+        found[name] = _forecast(job, dtype, shard_items)
+    progress("survey", len(pairs.items), len(pairs.items))
+    return found
+
+
+def _forecast(job: Job, dtype: str, shard_items: int) -> Forecast:
+    items, encoder = job.items, job.load()
+    size = min(encoder.batch_size, len(items))
+    facts = Facts(items.name, items.kind, encoder.fingerprint, encoder.source, len(items), "", shard_items, size, dtype)
+    work = Work(LatentStore(Path(), facts), items, encoder, job.decode, job.max_failed, silent)
+    places = np.unique(np.linspace(0, len(items) - 1, BATCHES * size).astype(int)).tolist()
+    dim, failed, timed, seconds = 0, 0, 0, 0.0
+    # Every BATCHES-th item makes a batch, so that each of them is spread over the data.
+    batches = [places[i::BATCHES] for i in range(BATCHES) if places[i::BATCHES]]
+    for number, batch in enumerate(batches):
+        started = time.perf_counter()
+        width, failures = sample(work, batch)
+        if number > 0 or len(batches) == 1:
+            seconds, timed = seconds + time.perf_counter() - started, timed + len(batch)
+        dim, failed = max(dim, width), failed + len(failures)
+    store = LatentStore(Path(), facts)
+    disk = len(items) * (dim * BYTES[dtype] + _described(items)) + store.shards * 1024
+    name = encoder.fingerprint["name"]
+    whole = seconds / timed * len(items)
+    return Forecast(len(items), name, dim, store.shards, disk, round(whole, 1), len(places), failed)
+
+
+def _described(items: Items) -> int:
+    """Bytes that an item takes beside its latent: place and batch, and its id and value in items.parquet."""
+    look = range(0, len(items), max(1, len(items) // 1000))
+    text = sum(len(items.ids[i].encode()) + len((items.values[i] or "").encode()) for i in look)
+    return 12 + text // len(look)

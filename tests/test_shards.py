@@ -1,0 +1,319 @@
+"""The work on shards: batches of like length, failures that stop or are tried again, and never a shifted latent."""
+
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from fusemix.data.latents import open_latents
+from fusemix.data.media import ItemError
+from fusemix.data.pairs import read_pairs
+from fusemix.errors import EncoderError, MismatchError, TooManyFailuresError
+from fusemix.extraction import extract
+
+
+class Letters:
+    """An encoder that is no plain function: it has lengths, canaries, and a memory for what it was asked."""
+
+    takes = "text"
+    source = "letters"
+
+    def __init__(self, batch_size=4, fingerprint=None, change=lambda latents, texts: latents):
+        self.batch_size = batch_size
+        self.fingerprint = fingerprint or {"loader": "own", "name": "letters", "dtype": "float32"}
+        self.change = change
+        self.batches = []
+
+    def lengths(self, texts):
+        return [len(text) for text in texts]
+
+    def encode(self, texts):
+        self.batches.append(list(texts))
+        # The last bits of a latent depend on the batch, as those of a matrix product do.
+        together = 1 + 1e-7 * sum(map(len, texts))
+        return self.change(np.stack([truth(text) for text in texts]) * together, texts).astype(np.float32)
+
+
+def truth(text):
+    return np.frombuffer(blake2b(text.encode(), digest_size=8).digest(), np.uint8) / 255
+
+
+def table(folder, texts, others=None, header="a,b"):
+    path = folder / "t.csv"
+    others = others or [f"other {i}" for i in range(len(texts))]
+    path.write_text("\n".join([header, *(f"{a},{b}" for a, b in zip(texts, others, strict=True))]) + "\n")
+    return path
+
+
+def texts_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return [f"{i}" + "x" * int(rng.integers(0, 50)) for i in range(count)]
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def failed(out):
+    return [
+        (row["id"], row["reason"], row["row"]) for row in pyarrow.parquet.read_table(out / "failed.parquet").to_pylist()
+    ]
+
+
+def files(folder, count, missing=()):
+    names = [f"{i}.bin" for i in range(count)]
+    for i, name in enumerate(names):
+        if i not in missing:
+            (folder / name).write_bytes(bytes([i]))
+    return read_pairs(table(folder, names, header="f,b"), f="f", b="b")
+
+
+def read_files(paths):
+    """Latents whose last bits depend on the batch."""
+    read_files.asked += [path.name for path in paths]
+    values = [path.read_bytes()[0] for path in paths]
+    return [[value, value * (1 + 1e-4 * sum(values))] for value in values]
+
+
+read_files.takes = "file"
+read_files.batch_size = 4
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    read_files.asked = []
+
+
+def plain(texts):
+    return [truth(text) for text in texts]
+
+
+def test_batches_hold_texts_of_like_length_and_latents_stay_with_their_text(tmp_path):
+    texts = texts_of(50)
+    encoder = Letters(batch_size=8)
+    pairs = read_pairs(table(tmp_path, texts), a="a", b="b")
+    latents = extract(pairs, out=tmp_path / "out", shard_items=20, a=encoder, b=plain)
+    found = [batch for batch in encoder.batches if set(batch) <= set(texts)]
+    assert sorted(text for batch in found for text in batch) == sorted(texts)
+    assert [len(batch) for batch in found] == [8, 8, 4, 8, 8, 4, 8, 2]
+    for shard in (found[:3], found[3:6], found[6:]):
+        lengths = [len(text) for batch in shard for text in batch]
+        assert lengths == sorted(lengths, reverse=True)
+    expected = np.stack([truth(text) for text in latents.table["a"].to_pylist()])
+    np.testing.assert_allclose(latents["a"].numpy()[latents.rows["a"]], expected, atol=1e-3)
+
+
+def test_too_many_failures_stop_the_run_and_what_is_finished_is_kept(tmp_path):
+    pairs = files(tmp_path, 40, missing=range(20, 25))
+    with pytest.raises(TooManyFailuresError) as caught:
+        extract(pairs, out=tmp_path / "out", shard_items=8, f=read_files, b=plain)
+    assert "f: 4 of the first 40 items failed, more than 5%: missing 4; such as 20.bin (no file" in str(caught.value)
+    assert failed(tmp_path / "out") == [(f"{i}.bin", "missing", i + 1) for i in (20, 21, 22, 23)]
+    assert len(list((tmp_path / "out" / "f").glob("*/shard-*"))) == 2
+    extract(pairs, out=tmp_path / "out", shard_items=8, max_failed=0.2, f=read_files, b=plain)
+    extract(pairs, out=tmp_path / "whole", shard_items=8, max_failed=1, f=read_files, b=plain)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_failures_after_the_first_thousand_do_not_stop_a_run(tmp_path):
+    texts = [f"t{i}" for i in range(1200)]
+
+    def late(batch):
+        return [None if int(text[1:]) >= 1000 or int(text[1:]) < 50 else truth(text) for text in batch]
+
+    pairs = read_pairs(table(tmp_path, texts), a="a", b="b")
+    latents = extract(pairs, out=tmp_path / "out", a=late, b=plain)
+    assert len(latents) == 950
+    assert {reason for _, reason, _ in failed(tmp_path / "out")} == {"refused"}
+
+
+def test_failed_items_are_tried_again_with_their_batch_alone_and_the_bytes_are_those_of_a_run_without_failures(
+    tmp_path,
+):
+    whole = files(tmp_path, 30)
+    extract(whole, out=tmp_path / "whole", shard_items=10, dtype="float32", f=read_files, b=plain)
+    (tmp_path / "5.bin").unlink()
+    (tmp_path / "22.bin").unlink()
+    options = {
+        "out": tmp_path / "out",
+        "shard_items": 10,
+        "dtype": "float32",
+        "max_failed": 1,
+        "f": read_files,
+        "b": plain,
+    }
+    assert len(extract(whole, **options)) == 28
+    before = tree(tmp_path / "out")
+    read_files.asked = []
+    assert len(extract(whole, retry_failed=True, **options)) == 28
+    assert tree(tmp_path / "out") == before
+    for i in (5, 22):
+        (tmp_path / f"{i}.bin").write_bytes(bytes([i]))
+    assert len(extract(whole, **options)) == 28  # without being told, what failed stays as it is
+    read_files.asked = []
+    assert len(extract(whole, retry_failed=True, **options)) == 30
+    asked = read_files.asked[10:]  # first the function is asked whether it answers as before
+    assert asked == [f"{i}.bin" for i in (4, 5, 6, 7, 20, 21, 22, 23)]
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_what_a_function_gives_no_latent_for_is_refused_and_nothing_shifts(tmp_path):
+    texts = texts_of(30)
+
+    def picky(batch):
+        return [None if int(text.rstrip("x")) % 7 == 3 else truth(text) for text in batch]
+
+    pairs = read_pairs(table(tmp_path, texts), a="a", b="b")
+    latents = extract(pairs, out=tmp_path / "out", max_failed=1, a=picky, b=plain)
+    assert [row for _, reason, row in failed(tmp_path / "out")] == [4, 11, 18, 25]
+    np.testing.assert_allclose(
+        latents["a"].numpy()[latents.rows["a"]],
+        np.stack([truth(text) for text in latents.table["a"].to_pylist()]),
+        atol=1e-3,
+    )
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_halved_and_the_shard_says_so(tmp_path):
+    def small(latents, texts):
+        if len(texts) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return latents
+
+    texts = texts_of(24)
+    pairs = read_pairs(table(tmp_path, texts), a="a", b="b")
+    encoder = Letters(batch_size=8, fingerprint={"loader": "own", "name": "l"}, change=small)
+    encoder.takes = "any"  # no canaries
+    latents = extract(pairs, out=tmp_path / "out", a=encoder, b=plain)
+    np.testing.assert_allclose(
+        latents["a"].numpy()[latents.rows["a"]], np.stack([truth(text) for text in texts]), atol=1e-3
+    )
+    from fusemix.data.store import LatentStore
+
+    assert LatentStore.open(tmp_path / "out" / "a" / "l").read(0).halved
+
+    def never(latents, texts):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    encoder.change = never
+    with pytest.raises(torch.OutOfMemoryError):
+        extract(pairs, out=tmp_path / "out2", a=encoder, b=plain)
+
+
+def test_an_encoder_that_changed_behind_its_fingerprint_is_caught_by_its_canaries(tmp_path):
+    pairs = read_pairs(table(tmp_path, texts_of(12)), a="a", b="b")
+    extract(pairs, out=tmp_path / "out", shard_items=4, a=Letters(), b=plain)
+    next((tmp_path / "out" / "a").glob("*/shard-00001.*")).unlink()
+    noise = np.random.default_rng(0).normal(0, 0.1, (64, 8))
+    with pytest.raises(MismatchError, match="canar"):
+        extract(
+            pairs, out=tmp_path / "out", shard_items=4, b=plain,
+            a=Letters(change=lambda latents, texts: latents + noise[: len(latents)]),
+        )  # fmt: skip
+    assert len(extract(pairs, out=tmp_path / "out", shard_items=4, a=Letters(), b=plain)) == 12
+
+
+def test_a_service_that_changed_behind_its_name_is_caught_by_its_answers(tmp_path):
+    pairs = read_pairs(table(tmp_path, texts_of(12)), a="a", b="b")
+    turned = []
+
+    def service(texts):
+        return [truth(text)[::-1] if turned else truth(text) for text in texts]
+
+    extract(pairs, out=tmp_path / "out", shard_items=4, a=service, b=plain)
+    next((tmp_path / "out" / "a").glob("*/shard-00001.*")).unlink()
+    turned.append(1)
+    with pytest.raises(MismatchError, match="answers differently than when"):
+        extract(pairs, out=tmp_path / "out", shard_items=4, a=service, b=plain)
+    turned.clear()
+    assert len(extract(pairs, out=tmp_path / "out", shard_items=4, a=service, b=plain)) == 12
+
+
+def test_a_decoder_of_ones_own_reads_any_file(tmp_path):
+    pairs = files(tmp_path, 12)
+
+    def scan(path):
+        if path.name == "3.bin":
+            raise ValueError("no slices")
+        if path.name == "4.bin":
+            raise ItemError("no content", "an empty scan")
+        return path.read_bytes()[0] * 10
+
+    latents = extract(
+        pairs, out=tmp_path / "out", max_failed=1, decode={"f": scan}, f=lambda v: [[x, 1] for x in v], b=plain
+    )
+    assert latents["f"].numpy()[:, 0].tolist() == [i * 10 for i in range(12) if i not in (3, 4)]
+    assert [(i, reason) for i, reason, _ in failed(tmp_path / "out")] == [
+        ("3.bin", "decode failed"),
+        ("4.bin", "no content"),
+    ]
+
+
+def test_another_decoder_is_a_mismatch(tmp_path):
+    pairs = files(tmp_path, 4)
+
+    def value(numbers):
+        return [[number, 1] for number in numbers]
+
+    options = {"out": tmp_path / "out", "f": value, "b": plain}
+    extract(pairs, decode={"f": lambda path: 1}, **options)
+    with pytest.raises(MismatchError, match="another decode"):
+        extract(pairs, decode={"f": read_files}, **options)
+
+
+def test_a_text_of_a_book_is_too_long(tmp_path):
+    pairs = read_pairs(table(tmp_path, ["short", "x" * 1_000_001, "also short"]), a="a", b="b")
+    encoder = Letters()
+    extract(pairs, out=tmp_path / "out", max_failed=1, a=encoder, b=plain)
+    assert [(reason, row) for _, reason, row in failed(tmp_path / "out")] == [("too long", 2)]
+    assert max(len(text) for batch in encoder.batches for text in batch) < 1_000_001
+
+
+def test_latents_that_change_their_width_are_refused(tmp_path):
+    pairs = read_pairs(table(tmp_path, [f"{i}" for i in range(12)]), a="a", b="b")
+    widths = iter([2, 2, 3])
+
+    def grows(texts):
+        return np.ones((len(texts), next(widths)))
+
+    grows.batch_size = 4
+    with pytest.raises(EncoderError, match=r"latents of \[2, 3\] dimensions"):
+        extract(pairs, out=tmp_path / "out", a=grows, b=plain)
+
+
+@pytest.mark.parametrize("count", [1_000])
+def test_no_pair_is_shifted_when_seven_in_a_hundred_items_fail(tmp_path, count):
+    check_no_pair_is_shifted(tmp_path, count)
+
+
+def check_no_pair_is_shifted(folder: Path, count: int) -> int:
+    """Let 7 % of both sides fail at random, in every way; return the number of shifted pairs."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
+    rows = [(f"a{i}" + "x" * int(rng.integers(0, 9)), f"b{int(rng.integers(0, count))}") for i in range(count)]
+    fate = {text: rng.choice(["ok", "nan", "none"], p=[0.93, 0.035, 0.035]) for row in rows for text in row}
+
+    def frail(texts):
+        values = {"ok": truth, "nan": lambda _: np.full(8, np.nan), "none": lambda _: None}
+        return [values[fate[text]](text) for text in texts]
+
+    pairs = read_pairs(table(folder, *zip(*rows, strict=True)), a="a", b="b")
+    extract(pairs, out=folder / "out", shard_items=300, max_failed=1, a=frail, b=frail)
+    latents = open_latents(folder / "out")
+    kept = [(a, b) for a, b in rows if fate[a] == fate[b] == "ok"]
+    table_rows = list(zip(latents.table["a"].to_pylist(), latents.table["b"].to_pylist(), strict=True))
+    assert table_rows == kept
+    shifted = 0
+    for place, name in enumerate("ab"):
+        found = latents.items[name].numpy()[latents.rows[name]]
+        expected = np.stack([truth(row[place]) for row in kept]).astype(np.float16)
+        shifted += int((found != expected).any(axis=1).sum())
+        good = len(latents.items[name])
+        bad = sum(
+            row["modality"] == name for row in pyarrow.parquet.read_table(folder / "out" / "failed.parquet").to_pylist()
+        )
+        assert good + bad == len(pairs.items[name])
+    assert shifted == 0
+    return shifted
