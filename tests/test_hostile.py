@@ -11,6 +11,7 @@ pytest.importorskip("onnx")
 TORTURE = Path(__file__).parent.parent / "benchmarks" / "torture_hostile.py"
 
 
+@pytest.mark.slow
 def test_hostile_folders_run_no_code_and_write_nothing_elsewhere_and_the_hook_sees_what_would():
     done = subprocess.run(
         [sys.executable, TORTURE, "--every", "12"], capture_output=True, text=True, check=True, timeout=300

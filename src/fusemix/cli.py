@@ -36,7 +36,7 @@ Device = Annotated[str | None, typer.Option(help="A torch device; by default CUD
 Source = Annotated[
     str,
     typer.Argument(
-        help="CSV, TSV, JSONL or Parquet table, folder of media, WebDataset tars, or hf://datasets/NAME.",
+        help="CSV, TSV, JSONL or Parquet table, folder of media, WebDataset tars, or hf://datasets/ORG/NAME.",
     ),
 ]
 Column = Annotated[

@@ -273,7 +273,9 @@ def _encode(encoder: Encoder, values: Sequence[Any]) -> tuple[NDArray[np.float32
     middle = len(values) // 2
     first, refused, _ = _encode(encoder, values[:middle])
     second, also, _ = _encode(encoder, values[middle:])
-    return np.concatenate([first, second]), refused | {middle + i for i in also}, True
+    width = max(first.shape[1], second.shape[1])  # a half in which all is refused may not know it
+    halves = [half if half.shape[1] == width else np.full((len(half), width), np.nan) for half in (first, second)]
+    return np.concatenate(halves), refused | {middle + i for i in also}, True
 
 
 def _commit(work: Work, shard: int, parts: list[_Result]) -> None:

@@ -120,7 +120,8 @@ def _load_library(spec: str, kind: str, pooling: str | None) -> Encoder | None:
 
 
 def _is_onnx_folder(path: Path) -> bool:
-    return (path / "model.onnx").is_file() and not any(path.glob("*.safetensors"))
+    graph = (path / "model.onnx").is_file() or (path / "onnx" / "model.onnx").is_file()
+    return graph and not any(path.glob("*.safetensors"))
 
 
 def _load_transformers(spec: str, kind: str, pooling: str | None, precision: str | None) -> Encoder:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from fusemix.encoders.base import hash_json
 from fusemix.errors import EncoderError, choices
@@ -142,7 +141,7 @@ class Checkpoint:
                 # The published audio spectrogram transformers have such filters; nobody can choose others.
                 warnings.filterwarnings("ignore", message="At least one mel filter has all zero values")
                 return factory.from_pretrained(self.place, trust_remote_code=False, **options)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # only transformers knows what it raises on a stranger's files
             raise EncoderError(self._failure(factory, error)) from error
         finally:
             if shown:
@@ -186,7 +185,9 @@ def load_model(checkpoint: Checkpoint, kind: str, precision: torch.dtype) -> Any
     """
     import transformers
 
-    model_type = str((checkpoint.read_json("config.json") or {}).get("model_type"))
+    config = checkpoint.read_json("config.json") or {}
+    _refuse_parts_from_elsewhere(checkpoint, config)
+    model_type = str(config.get("model_type"))
     factory = getattr(transformers, UNLISTED.get(model_type, "AutoModel"))
     model, report = checkpoint.load(factory, dtype=precision, use_safetensors=True, output_loading_info=True)
     tower = _tower(model, kind, checkpoint.place)
@@ -202,6 +203,29 @@ def load_model(checkpoint: Checkpoint, kind: str, precision: torch.dtype) -> Any
             "they would be random; give a complete checkpoint"
         )
     return part.eval().requires_grad_(False)
+
+
+def _refuse_parts_from_elsewhere(checkpoint: Checkpoint, config: Any) -> None:
+    """Hold a model to its own safetensors files, whatever its settings say.
+
+    `use_safetensors` is a wish: what the index names is opened with `torch.load` if its name ends otherwise.
+
+    Raises:
+        EncoderError: it names another file or another model.
+    """
+    index = checkpoint.read_json("model.safetensors.index.json") or {}
+    for file in sorted(set(map(str, index.get("weight_map", {}).values()))):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", file):
+            raise EncoderError(f"{checkpoint.place!r} keeps weights in {file!r}; wanted .safetensors files of its own")
+    waiting = [config]
+    while waiting:
+        values = waiting.pop()
+        if isinstance(values.get("backbone"), str) or values.get("use_pretrained_backbone"):
+            raise EncoderError(
+                f"{checkpoint.place!r} takes its backbone, {values.get('backbone')!r}, from elsewhere; "
+                "give that model itself"
+            )
+        waiting += [value for value in values.values() if isinstance(value, Mapping)]
 
 
 def _tower(model: Any, kind: str, place: str) -> str:

@@ -4,6 +4,7 @@ The files are read as plain settings. Only layers that are written here are acce
 """
 
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -62,6 +63,9 @@ def read_sentence(checkpoint: Checkpoint) -> Sentence:
     _read_transformer(sentence)
     _read_prompt(sentence, checkpoint)
     sentence.pooling = _read_pooling(checkpoint, found[1][1])
+    # Cosines are the same without a last Normalize, and the length of a latent says something an adapter can use.
+    while found[-1][0] == "Normalize":
+        found.pop()
     for number, (kind, path) in enumerate(found[2:], start=2):
         layer, settings = _LAYERS[kind](checkpoint, path)
         sentence.layers.append(layer.eval().requires_grad_(False))
@@ -75,6 +79,9 @@ def _kind(module: dict[str, Any], checkpoint: Checkpoint) -> str:
     full = str(module.get("type"))
     package, _, kind = full.split(".")[0], *full.rpartition(".")[1:]
     known = ("Transformer", "Pooling", *_LAYERS)
+    path = PurePosixPath(str(module.get("path", "")))
+    if path.is_absolute() or ".." in path.parts:
+        raise EncoderError(f"{checkpoint.place!r} names a module outside of its folder: {str(path)!r}")
     if package != "sentence_transformers" or kind not in known:
         raise EncoderError(
             f"{checkpoint.place!r} needs the module {full!r}, which fusemix does not read; {choices(kind, known)} "

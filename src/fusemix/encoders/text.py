@@ -17,6 +17,7 @@ from fusemix.encoders.huggingface import (
 )
 from fusemix.encoders.pooling import NAMED, choose, family_of, pool
 from fusemix.encoders.sentence import Sentence, read_sentence
+from fusemix.errors import EncoderError
 
 # Families trained with a prefix, by a word in their name (their model cards).
 PREFIXES = {"e5-small": "query: ", "e5-base": "query: ", "e5-large": "query: "}
@@ -52,6 +53,8 @@ class TextEncoder:
         self.device = choose_device()
         self.model = load_model(checkpoint, "text", choose_precision(precision, self.device)).to(self.device)
         self.tokenizer = checkpoint.load(AutoTokenizer)
+        if not hasattr(self.tokenizer, "pad_token"):
+            raise EncoderError(f"{given.place!r}: {type(self.tokenizer).__name__} does not tokenise single texts")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"  # "last" counts real tokens from the left

@@ -46,6 +46,8 @@ def read_vectors(path: Path, rows: np.ndarray[Any, Any], count: int) -> tuple[li
         array = np.load(path, allow_pickle=False, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{path} is not a .npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path} is an archive of arrays; wanted a .npy file of one")
     if array.ndim != 2 or array.dtype.kind not in "fiu":
         raise DataError(f"{path}: wanted numbers of shape (rows, D), got {array.dtype} of shape {array.shape}")
     fingerprint = {"loader": "vectors", "name": path.name, "sha256": sha256(path.read_bytes()).hexdigest()[:16]}
