@@ -1,6 +1,7 @@
 # make demo    the whole job on real data, offline, in about a minute
 # make test    lint, types and tests
 # make bench   benchmarks, one RESULT line per goal
+# make torture kills, faults, mutated files, hostile folders and planted bugs, one RESULT line per goal; an hour
 #
 # Everything is installed into .venv, once. TORCH chooses another build of torch, for example
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cu130"
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench torture clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fusemix demo
@@ -26,6 +27,9 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+torture: $(VENV)/dev.stamp
+	for file in benchmarks/torture_*.py; do $(BIN)/python $$file || exit 1; done
 
 $(VENV)/torch.stamp: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fusemix needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'

@@ -139,7 +139,8 @@ def test_a_users_mistake_exits_with_2_and_says_what_to_do(place, words, message)
     assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(place, world):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_a_good_store_and_the_command_that_goes_on(place, world, number, code):
     words = [
         "extract",
         str(world / "table.csv"),
@@ -148,7 +149,7 @@ def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(place, world):
         "--text",
         "title=enc.py:letters",
         "-o",
-        "ctrl",
+        f"stopped-{code}",
     ]
     run = subprocess.Popen(
         [sys.executable, "-m", "fusemix", *words],
@@ -157,15 +158,60 @@ def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(place, world):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (place / "ctrl" / "pairs.parquet").exists():
+    while not (place / f"stopped-{code}" / "pairs.parquet").exists():
         time.sleep(0.05)
     time.sleep(0.3)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     _, error = run.communicate(timeout=60)
-    assert run.returncode == 130, error
+    assert run.returncode == code, error
     assert "to go on: fusemix extract" in error and "Traceback" not in error
     out = fusemix(*words, cwd=place).stdout
     assert "120 encoded + 0 failed" in out
+
+
+def test_too_many_failures_exit_with_3_and_what_failed_can_be_mended_and_tried_again(tmp_path):
+    (tmp_path / "enc.py").write_text(ENCODERS)
+    lines = ["blob,title", *(f"{i}.bin,number {i}" for i in range(40)), ",nothing"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    for i in range(37):
+        (tmp_path / f"{i}.bin").write_bytes(bytes(i + 1))
+    words = ("extract", "t.csv", "--blob", "blob=enc.py:paths", "--text", "title=enc.py:letters", "-o", "l")
+    error = fusemix(*words, cwd=tmp_path, code=3).stderr
+    assert "blob: 3 of the first 40 items failed, more than 5%: missing 3; such as 37.bin (no file" in error
+    assert "--max-failed" in error and "Traceback" not in error
+    out = fusemix(*words, "--max-failed", 0.1, cwd=tmp_path).stdout
+    assert "blob: 40 distinct items = 37 encoded + 3 failed\n  missing " in out
+    assert "1 empty cells skipped" in out and "pairs: 41 rows, 37 with every latent" in out
+    assert "l/failed.parquet; once mended, try them again with --retry-failed" in out
+    for i in range(37, 40):
+        (tmp_path / f"{i}.bin").write_bytes(bytes(i + 1))
+    assert "40 encoded + 0 failed" in fusemix(*words, "--retry-failed", cwd=tmp_path).stdout
+
+
+def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(place, world):
+    words = ("extract", world / "table.csv", "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters")
+    before = sorted(place.iterdir())
+    out = fusemix(*words, "-o", "dry", "--dry-run", cwd=place).stdout
+    assert "240 rows; nothing was written" in out
+    assert "image: 120 distinct items x 48 numbers by enc:colours, 1 shards, " in out
+    assert "text: 240 distinct items x 26 numbers by enc:letters" in out and " free, " in out
+    cost = json.loads(fusemix(*words, "-o", "dry", "--dry-run", "--json", cwd=place).stdout)
+    assert sorted(place.iterdir()) == before
+    fusemix(*words, "-o", "wet", "-q", cwd=place)
+    for name, forecast in cost["modalities"].items():
+        real = sum(path.stat().st_size for path in (place / "wet" / name).rglob("*") if path.is_file())
+        assert 0.5 * real < forecast["disk_bytes"] < 2 * real, name
+        assert forecast["failed"] == 0 and forecast["seconds"] >= 0
+
+
+def test_a_misspelt_name_of_a_modality_or_pooling_is_told(place, world):
+    words = ("extract", world / "table.csv", "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters")
+    error = fusemix(*words, "-o", "x", "--pooling", "imgae=cls", cwd=place, code=2).stderr
+    assert "a pooling is given for 'imgae'" in error and "did you mean 'image'?" in error
+    error = fusemix(*words, "-o", "x", "--decode", "image", cwd=place, code=2).stderr
+    assert "'image': wanted NAME=VALUE, such as image=mean" in error
+    error = fusemix(*words, "-o", "x", "--engine", "rya", cwd=place, code=2).stderr
+    assert "did you mean 'ray'?" in error
 
 
 def test_help_and_version_come_without_torch():

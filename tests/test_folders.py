@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fusemix.data.folders import files_below
 from fusemix.data.pairs import read_pairs
 from fusemix.data.sources import read_source
 from fusemix.errors import DataError
@@ -142,6 +143,12 @@ def test_a_flat_folder_without_captions_says_what_to_add(tmp_path):
     message = refusal(tmp_path)
     assert "2 pictures and nothing to pair them with; wanted a caption file beside each (a.txt)" in message
     assert "one folder per class, or a table" in message
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_empty_folder(tmp_path):
+    with pytest.raises(DataError, match="No such file or directory; files in it would be missing without a word"):
+        list(files_below(tmp_path / "gone"))
+    assert "File name too long" in refusal("x" * 300)
 
 
 def test_tars_beside_media_are_not_overlooked(tmp_path):

@@ -6,9 +6,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from fusemix.data.media import Reason
 from fusemix.data.symbols import write_symbols
 
 ROOT = Path(__file__).parents[1]
@@ -81,3 +83,9 @@ def test_every_file_of_the_map_is_there_and_every_module_is_in_the_map():
 def test_links_point_at_files():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).is_file(), target
+
+
+def test_the_page_on_extraction_names_every_reason_and_no_other():
+    page = (ROOT / "docs" / "extraction.md").read_text()
+    rows = page.split("| reason | meaning |\n|---|---|\n")[1].split("\n\n")[0].splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == list(get_args(Reason))

@@ -1,14 +1,16 @@
 """Sound comes as one channel at its own rate, or the reason why there is none: never half of it without a word."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
 import soundfile
 
 from fusemix.data import sounds
-from fusemix.data.media import ItemError
+from fusemix.data.media import ItemError, Span
 from fusemix.data.sounds import load_sound
+from fusemix.errors import MissingExtraError
 
 FORMATS = {
     "wav": ("WAV", "PCM_16"),
@@ -77,6 +79,39 @@ def test_what_is_no_sound_is_refused(tmp_path):
 
 def test_a_sound_that_is_too_long_is_refused_by_its_header(monkeypatch):
     content = encoded(wave(2))
-    monkeypatch.setattr(sounds, "_read", None)  # nothing may be decoded
+    monkeypatch.setattr(sounds, "_mixed", None)  # nothing may be decoded
     monkeypatch.setattr(sounds, "MAX_SECONDS", 1)
     assert reason_of(content) == "too long"
+
+
+def test_a_flac_stream_of_unknown_length_is_decoded_to_its_end(tmp_path):
+    content = bytearray(encoded(wave(2), "flac"))
+    content[21] &= 0xF0  # 36 bits of STREAMINFO
+    content[22:26] = bytes(4)
+    assert len(load_sound(bytes(content)).samples) == 32_000
+    assert reason_of(bytes(content[:-5])) == "truncated"
+
+
+def test_a_tag_with_a_large_picture_does_not_make_an_mp3_too_long():
+    size = 20_000_000  # as much as twenty minutes
+    tag = b"ID3\3\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
+    assert len(load_sound(tag + encoded(wave(2), "mp3")).samples) >= 32_000
+
+
+def test_many_channels_and_long_sounds_are_mixed_block_by_block(monkeypatch):
+    samples = wave(1, channels=6)
+    monkeypatch.setattr(sounds, "BLOCK", 1000)
+    np.testing.assert_allclose(load_sound(encoded(samples)).samples, samples.mean(axis=1), atol=1e-4)
+
+
+def test_a_part_of_an_archive_is_a_sound_too(tmp_path):
+    content = encoded(wave(1), "ogg")
+    (tmp_path / "a.tar").write_bytes(bytes(512) + content + bytes(512))
+    found = load_sound(Span(tmp_path / "a.tar", 512, len(content)))
+    np.testing.assert_array_equal(found.samples, load_sound(content).samples)
+
+
+def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(MissingExtraError, match=r"fusemix\[audio\]"):
+        load_sound(encoded(wave(1)))

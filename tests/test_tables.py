@@ -236,14 +236,20 @@ def test_bytes_that_are_not_utf_8_are_named_by_their_line(tmp_path):
     ("line", "said"),
     [
         ("{not json}", "line 3: Expecting property name"),
-        ("[1, 2]", "line 3: wanted an object, as {...}, got a list"),
+        ("[1, 2]", "line 3: wanted a whole object in each line, got [1, 2]; of another form"),
         ('{"n": "two"}', "line 3: 'n' is a text; in line 2 it is a number"),
         ('{"n": [2]}', "line 3: 'n' is a list; in line 2 it is a number"),
-        ('{"n": 1', "line 3: "),
+        ('{"n": 1', 'line 3: wanted a whole object in each line, got {"n": 1;'),
     ],
 )
 def test_a_line_that_is_no_object_or_of_another_type_is_named(tmp_path, line, said):
     assert said in refusal(written(tmp_path, "t.jsonl", f'{{"n": null}}\n{{"n": 1}}\n{line}\n{{"n": 3}}\n'))
+
+
+@pytest.mark.parametrize("separator", ["\n", "\r", "\t"])
+def test_json_that_is_nested_over_many_lines_is_refused(tmp_path, separator):
+    content = f'{{"a":{separator}' * 20_000 + "1" + f"{separator}}}" * 20_000 + "\n"
+    assert ", line 1: " in refusal(written(tmp_path, "t.jsonl", content))
 
 
 @pytest.mark.parametrize("content", ['{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"a":' * 50_000, "[" * 10**6])

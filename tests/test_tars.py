@@ -140,9 +140,12 @@ def test_long_names_and_large_keys_of_every_format_are_read(tmp_path, form):
 
 
 def test_sizes_in_pax_records_are_followed(tmp_path):
-    one = info("1.jpg", size=9, pax_headers={"size": "9", "comment": "x"})
-    path = tar(tmp_path / "0.tar", [(one, b"picture 1"), ("1.txt", b"kite")])
-    assert content_of(read_pairs(path).items["image"], 0) == b"picture 1"
+    """Files of more than 8 GB have the size 0 in their header."""
+    large = pax(b"9 size=9\n") + header("1.jpg") + b"picture 1" + bytes(503)
+    (tmp_path / "0.tar").write_bytes(large + tar(tmp_path / "1.tar", {"1.txt": b"kite"}).read_bytes())
+    pairs = read_pairs(tmp_path / "0.tar")
+    assert content_of(pairs.items["image"], 0) == b"picture 1"
+    assert pairs.problems == []
 
 
 def test_each_row_keeps_its_own_content(tmp_path):
@@ -348,6 +351,7 @@ def test_compressed_tars_name_the_next_step(tmp_path, form, command):
         with tarfile.open(tmp_path / name, f"w:{form}") as archive:
             archive.addfile(info("1.jpg", size=1), io.BytesIO(b"x"))
         assert refusal(tmp_path / name).endswith(f"so its members cannot be read in place: {command} {name}")
+    assert "is not named .tar; rename it" in refusal(tar(tmp_path / "1.tgz", GOOD))
 
 
 def test_one_bad_tar_costs_no_other(tmp_path):

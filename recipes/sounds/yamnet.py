@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusemix.sound import Sound
+from fusemix import Sound
 
 RATE, WINDOW, HOP = 16_000, 15_600, 7_800  # 0.975 s, half overlapping
 EMBEDDING = 112  # the tensor of the file that holds the 1,024 numbers before the classifier

@@ -10,12 +10,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fusemix.data.latents import Latents, open_latents
+    from fusemix.data.media import ItemError
     from fusemix.data.pairs import Pairs, read_pairs
     from fusemix.encoders import Encoder, load_encoder
     from fusemix.evaluate import Evaluation
     from fusemix.extraction import extract
     from fusemix.index import Hit, Index
     from fusemix.model import FuseMix, open_index
+    from fusemix.sound import Sound
 
 _HOME = {
     "Encoder": "fusemix.encoders",
@@ -23,8 +25,10 @@ _HOME = {
     "FuseMix": "fusemix.model",
     "Hit": "fusemix.index",
     "Index": "fusemix.index",
+    "ItemError": "fusemix.data.media",
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
+    "Sound": "fusemix.sound",
     "extract": "fusemix.extraction",
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
@@ -38,8 +42,10 @@ __all__ = [
     "FuseMix",
     "Hit",
     "Index",
+    "ItemError",
     "Latents",
     "Pairs",
+    "Sound",
     "extract",
     "load_encoder",
     "open_index",

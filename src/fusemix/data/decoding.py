@@ -8,8 +8,9 @@ run again in every one of them.
 import os
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Timer, local
@@ -18,17 +19,20 @@ from typing import Any, Self
 
 import fusemix
 from fusemix.data.media import ItemError, Source
-from fusemix.data.worker import pack_source, receive, send
+from fusemix.data.worker import Message, pack_source, receive, send
 from fusemix.errors import FusemixError, MissingExtraError
 from fusemix.sound import Sound
 
 TIMEOUT = 60.0  # seconds for one item; ten minutes of sound take two
+GRACE = 1.0  # seconds in which a process that closed its pipes may end by itself, and tell by its code why
 MOST = 8  # workers; more than a model can use of them
 COMMAND = [sys.executable, "-m", "fusemix.data.worker"]
 
 
 class Decoders:
     """A pool of decoding processes, each started when it is first needed; a context manager.
+
+    Leaving it waits for what was submitted; leaving it by an exception, Ctrl-C too, ends the processes at once.
 
     Args:
         workers: number of processes; by default one a core, at most 8.
@@ -39,6 +43,7 @@ class Decoders:
         self._own = local()
         self._workers: list[_Worker] = []
         self._lock = Lock()
+        self._ending = False
 
     def __enter__(self) -> Self:
         return self
@@ -46,9 +51,12 @@ class Decoders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            for worker in self._workers:
-                worker.kill()  # a thread that waits for it returns at once
+        if error is None:
+            self._threads.shutdown()
+        with self._lock:
+            self._ending = True
+        for worker in self._workers:
+            worker.end()  # a thread that waits for it goes on at once
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.close()
@@ -56,7 +64,8 @@ class Decoders:
     def submit(self, form: str, source: Source) -> "Future[Any]":
         """Decode one item to a form: "image" (PIL image), "audio" (Sound) or "video" (list of PIL images).
 
-        The future raises ItemError where the item cannot be used, MissingExtraError where a library is not there.
+        The future raises ItemError where the item cannot be used, MissingExtraError where a library is not there, and
+        FusemixError where one does not load or no process starts.
         """
         return self._threads.submit(self._decode, form, source)
 
@@ -69,80 +78,122 @@ class Decoders:
         if worker is None:
             worker = self._own.worker = _Worker()
             with self._lock:
+                if self._ending:
+                    raise CancelledError
                 self._workers.append(worker)
         return worker.decode(form, source)
 
 
 class _Worker:
-    """One decoding process, started again after its death."""
+    """One decoding process, started again after its death; `end` may come from another thread at any time."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers = 0  # of the process that runs now
+        self._ended = False
+        self._lock = Lock()
 
     def decode(self, form: str, source: Source) -> Any:
-        process = self.process
-        if process is None:
-            process = self.process = _start()
-        assert process.stdin is not None and process.stdout is not None
-        late: list[bool] = []
-        timer = Timer(TIMEOUT, _stop, (process, late))
-        timer.start()
-        try:
-            facts, arrays = pack_source(source)
-            send(process.stdin, {"form": form, **facts}, arrays)  # type: ignore[arg-type]
-            reply = receive(process.stdout)  # type: ignore[arg-type]
-        except OSError:
-            reply = None
-        finally:
-            timer.cancel()
-        if reply is None:
-            self.kill()
-            code = process.wait()
-            self.close()
+        facts, arrays = pack_source(source)
+        request = {"form": form, "seconds": TIMEOUT, **facts}, arrays
+        while True:
+            process, used = self._running(), self._answers > 0
+            reply, late = _ask(process, request)
+            if reply is None or late:
+                code = self.close(GRACE if reply is None else 0)
+            if reply is not None:
+                self._answers += 1
+                return _value(form, *reply)
             if late:
                 raise ItemError("timed out", f"not decoded within {TIMEOUT:g} s")
-            raise ItemError("decoder crashed", f"the decoding process ended with code {code}")
-        return _value(form, *reply)
+            if not used and not self._ended:  # else an item before may have left the damage: try in a new process
+                raise ItemError("decoder crashed", f"the decoding process ended with code {code}")
 
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+    def end(self) -> None:
+        """Kill the process, now and for ever."""
+        with self._lock:
+            self._ended = True
+            process = self._process
+        if process is not None:
+            process.kill()
 
-    def close(self) -> None:
-        """End the process and wait for it."""
-        process, self.process = self.process, None
+    def close(self, patience: float = 0) -> int:
+        """Kill the process unless it ends within some seconds, and return its exit code."""
+        process, self._process = self._process, None
         if process is None:
-            return
-        assert process.stdin is not None and process.stdout is not None
-        with suppress(OSError):  # it died with a request in the pipe
-            process.stdin.close()
+            return 0
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
         process.kill()
-        process.wait()
-        process.stdout.close()
+        code = process.wait()
+        _close_pipes(process)
+        return code
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        with self._lock:
+            if self._ended:
+                raise CancelledError
+            if self._process is not None:
+                return self._process
+            process = self._process = subprocess.Popen(  # noqa: S603
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **_options()
+            )
+        self._answers = 0
+        if receive(process.stdout) is None:
+            code = self.close(GRACE)
+            raise CancelledError if self._ended else FusemixError(_why_it_does_not_start(code))
+        return process
 
 
-def _stop(process: "subprocess.Popen[bytes]", late: list[bool]) -> None:
-    late.append(True)
-    process.kill()
+def _ask(process: "subprocess.Popen[bytes]", request: Message) -> tuple[Message | None, bool]:
+    """Return the answer, None from a process that is dead, and whether it was killed for being late."""
+    late: list[bool] = []
+
+    def stop() -> None:
+        late.append(True)
+        process.kill()
+
+    timer = Timer(TIMEOUT, stop)
+    timer.start()
+    try:
+        send(process.stdin, *request)
+        return receive(process.stdout), bool(late)
+    except OSError:
+        return None, bool(late)
+    finally:
+        timer.cancel()
 
 
-def _start() -> "subprocess.Popen[bytes]":
+def _why_it_does_not_start(code: int) -> str:
+    """Start a worker once more, to read what it says."""
+    again = subprocess.run(COMMAND, input=b"", capture_output=True, **_options())  # noqa: S603
+    last = again.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    return f"no decoding process starts ({' '.join(COMMAND)}): {last or f'exit code {code}'}"
+
+
+def _close_pipes(process: "subprocess.Popen[bytes]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with suppress(OSError):  # it died with a request in the pipe
+            pipe.close()
+
+
+def _options() -> dict[str, Any]:
+    """Let a worker find this very fusemix, import nothing from the folder it runs in, and use one core."""
+    folder = str(Path(fusemix.__file__).parent.parent)
+    paths = [] if folder == sysconfig.get_path("purelib") else [folder]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     # Its own session: Ctrl-C reaches this process alone, which then ends the workers in order.
-    path = os.pathsep.join(filter(None, [str(Path(fusemix.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(  # noqa: S603
-        COMMAND,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"},
-    )
+    return {"start_new_session": True, "env": {**os.environ, **own}}
 
 
 def _value(form: str, facts: dict[str, Any], arrays: list[Any]) -> Any:
     """Turn an answer into what the encoder gets."""
     if "missing" in facts:
         raise MissingExtraError(*facts["missing"])
+    if "broken" in facts:
+        raise FusemixError(f"a decoder does not load: {facts['broken']}")
     if "reason" in facts:
         raise ItemError(facts["reason"], facts["message"])
     if form == "audio":

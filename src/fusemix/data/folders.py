@@ -73,8 +73,16 @@ def parse_captions(content: bytes, suffix: str) -> list[str]:
 
 
 def files_below(folder: Path) -> Iterator[str]:
-    """Yield the names of all files below a folder in order, without what is hidden."""
-    for parent, folders, names in os.walk(folder):
+    """Yield the names of all files below a folder in order, without what is hidden.
+
+    Raises:
+        DataError: a folder that may not be looked into.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: {error.strerror}; files in it would be missing without a word")
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         below = Path(parent).relative_to(folder).as_posix()
         for name in sorted(name for name in names if not name.startswith(".")):

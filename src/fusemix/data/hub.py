@@ -21,7 +21,7 @@ def read_hub(source: str, root: Path | None = None) -> Reading:
 
     Args:
         source: "hf://datasets/ORG/NAME", with "@REVISION", "/CONFIG" or both behind it.
-        root: folder that file names are relative to; by default the working folder.
+        root: folder that file names are relative to; by default "/", as the library gives full paths.
 
     Returns:
         The columns of the data set and, where it has several splits and no such column, "split". A column of class
@@ -42,7 +42,7 @@ def read_hub(source: str, root: Path | None = None) -> Reading:
         found = datasets.load_dataset(name, config, revision=revision)
     except Exception as error:  # whatever builders, the hub and the network raise
         raise DataError(f"{source} cannot be read: {type(error).__name__}: {error}") from error
-    return Reading(_table(found, source), root or Path(), [], {})
+    return Reading(_table(found, source), root or Path("/"), [], {})
 
 
 def is_saved(folder: Path) -> bool:

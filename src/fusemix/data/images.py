@@ -1,15 +1,25 @@
 """Decode pictures through Pillow: limits before decoding, upright, and never half of one."""
 
+import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from fusemix.data.complete import check_image
-from fusemix.data.media import MAX_PIXELS, ItemError, Reason, Source, opened
+from fusemix.data.complete import check_first_page, check_image
+from fusemix.data.media import MAX_PIXELS, ItemError, Reason, Source, opened, words_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_STARTS = {
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "GIF": rb"GIF8[79]a",
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "PPM": rb"P[1-7fFy]\s",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "WEBP": rb"RIFF....WEBP",
+}
 
 
 def load_image(source: Source) -> "Image":
@@ -19,32 +29,53 @@ def load_image(source: Source) -> "Image":
         ItemError: with one of the reasons missing, no access, no content, wrong format, truncated, unreadable and too
             large.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
+    with opened(source) as file:
+        try:
+            return _decode(file)
+        except ItemError:
+            raise
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ItemError("too large", f"{error} (our limit is {MAX_PIXELS:,})") from error
+        except MemoryError as error:
+            raise ItemError("too large", "more memory than a decoder may take") from error
+        except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
+            raise _diagnosis(file, error) from error
+
+
+def _decode(file: BinaryIO) -> "Image":
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on damaged notes beside the picture
+        # Pillow's own guard warns or raises in `open`, at limits above ours.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            # The header is all that has been read so far: a bomb is refused before it unpacks.
+            if width * height > MAX_PIXELS:
+                raise ItemError("too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}")
+            check_image(file, image.format or "")
+            return _upright_rgb(ImageOps.exif_transpose(image))
+
+
+def _diagnosis(file: BinaryIO, error: Exception) -> ItemError:
+    """Find out why a picture does not decode: it is none, it is cut, or it is damaged."""
+    file.seek(0)
+    head = file.read(32)
+    kind = next((kind for kind, start in _STARTS.items() if re.match(start, head, re.DOTALL)), None)
+    if kind is None:
+        return ItemError("wrong format", f"no picture of the formats {', '.join(IMAGE_FORMATS)}")
     try:
-        with opened(source) as file:
-            with warnings.catch_warnings():
-                # Pillow's own guard warns or raises in `open`, at limits above ours.
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                image = Image.open(file, formats=IMAGE_FORMATS)
-            with image:
-                width, height = image.size
-                # The header is all that has been read so far: a bomb is refused before it unpacks.
-                if width * height > MAX_PIXELS:
-                    raise ItemError("too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}")
-                check_image(file, image.format or "")
-                return _upright_rgb(ImageOps.exif_transpose(image))
-    except ItemError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ItemError("too large", f"{error} (our limit is {MAX_PIXELS:,})") from error
-    except UnidentifiedImageError as error:
-        raise ItemError("wrong format", f"no picture of the formats {', '.join(IMAGE_FORMATS)}") from error
-    except MemoryError as error:
-        raise ItemError("too large", "more memory than a decoder may take") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad bytes
-        reason: Reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
-        raise ItemError(reason, f"{type(error).__name__}: {error}") from error
+        check_image(file, kind)
+        if kind == "TIFF":
+            check_first_page(file)
+    except ItemError as cut:
+        return cut
+    text = words_of(error)
+    reason: Reason = "truncated" if re.search("truncated|EOF", text) else "unreadable"
+    return ItemError(reason, text)
 
 
 def _upright_rgb(image: "Image") -> "Image":

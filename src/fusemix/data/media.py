@@ -1,11 +1,13 @@
 """What an item can be read from, the limits of decoding, and a typed reason for every failure."""
 
+import errno
 import io
-import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 Reason = Literal[
     "empty", "missing", "no access", "no content", "wrong format", "truncated", "unreadable", "too large", "too long",
@@ -36,6 +38,12 @@ class ItemError(Exception):
         self.reason: Reason = reason
 
 
+def words_of(error: Exception) -> str:
+    """Repeat what a library says, without the places in memory: the same file must fail with the same words again."""
+    text = re.sub(r"<_io\.[^<>]*>", "the file", str(error))
+    return f"{type(error).__name__}: {text}"
+
+
 class Span(NamedTuple):
     """A part of a file, as a member of a tar that is never unpacked.
 
@@ -62,12 +70,33 @@ def is_file(path: Path) -> bool:
         return False
 
 
+class _Disk(io.FileIO):
+    """A file that remembers what the disk refused: the libraries that read it swallow or rename the error."""
+
+    refusal: OSError | None = None
+
+    def readinto(self, buffer: Any, /) -> int:
+        try:
+            return super().readinto(buffer) or 0
+        except OSError as error:
+            self.refusal = error
+            raise
+
+    def readall(self) -> bytes:
+        try:
+            return super().readall() or b""
+        except OSError as error:
+            self.refusal = error
+            raise
+
+
 @contextmanager
 def opened(source: Source) -> Iterator[BinaryIO]:
     """Open the bytes of an item; a span is read whole, a file is not.
 
     Raises:
-        ItemError: missing, no access, no content, or a span that reaches beyond the end of its file (truncated).
+        ItemError: missing, no content, or a span that reaches beyond the end of its file (truncated); no access, also
+            at the end if the disk refused a read in between, whatever became of that error.
     """
     if isinstance(source, bytes):
         if not source:
@@ -75,21 +104,43 @@ def opened(source: Source) -> Iterator[BinaryIO]:
         yield io.BytesIO(source)
         return
     path = source.path if isinstance(source, Span) else source
-    if not is_file(path):
-        raise ItemError("missing", f"no file {path}")
+    size = _size(path)
     try:
-        file = path.open("rb")
+        disk = _Disk(path)
     except OSError as error:
         raise ItemError("no access", f"{path}: {error.strerror}") from error
-    with file:
-        size = os.fstat(file.fileno()).st_size
-        if isinstance(source, Span):
-            if source.offset + source.size > size:
-                raise ItemError("truncated", f"{path} ends at byte {size:,}, inside of this member")
-            file.seek(source.offset)
-            with opened(file.read(source.size)) as content:
-                yield content
-            return
-        if not size:
-            raise ItemError("no content", "zero bytes")
-        yield file
+    with io.BufferedReader(disk) as file:
+        try:
+            if isinstance(source, Span):
+                yield io.BytesIO(_part(file, source, size))
+            elif size:
+                yield file
+            else:
+                raise ItemError("no content", "zero bytes")
+        finally:
+            if disk.refusal is not None:
+                raise ItemError("no access", f"{path}: {disk.refusal.strerror}") from disk.refusal
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file; a pipe or a device is none, as reading it may wait for ever."""
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise ItemError("missing", f"no file {path}") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise ItemError("missing", f"no file {path}") from error
+        raise ItemError("no access", f"{path}: {error.strerror}") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise ItemError("missing", f"{path} is not a file")
+    return facts.st_size
+
+
+def _part(file: BinaryIO, span: Span, size: int) -> bytes:
+    if span.offset + span.size > size:
+        raise ItemError("truncated", f"{span.path} ends at byte {size:,}, inside of this member")
+    if not span.size:
+        raise ItemError("no content", "zero bytes")
+    file.seek(span.offset)
+    return file.read(span.size)

@@ -111,25 +111,25 @@ def require_files(items: Items) -> None:
         items.kind in ("text", "vector")
         or items.vectors is not None
         or items.content is not None
-        or any(_there(items, item) for item in range(min(100, len(items))))
+        or any(is_file(_path(items, i)) for i in range(min(100, len(items))))
     ):
         return
-    name = items.values[0]
+    first = _path(items, 0)
+    name = first.relative_to(items.root) if first.is_relative_to(items.root) else first
     found = next((folder for folder in sorted(items.root.glob("*")) if is_file(folder / name)), None)
     hint = (
         f"{name} is in {found}: give it as root (--root {found})"
         if found
         else "give the folder that the names are relative to as root (--root)"
     )
-    raise DataError(
-        f"{items.name}: no file {items.root / name}, nor any of the next {len(items) - 1:,} in the table; {hint}"
-    )
+    raise DataError(f"{items.name}: no file {first}, nor any of the next {len(items) - 1:,} in the table; {hint}")
 
 
-def _there(items: Items, item: int) -> bool:
-    source = items.source(item)
+def _path(items: Items, i: int) -> Path:
+    """Return the file that holds an item, or the tar that does."""
+    source = items.source(i)
     assert not isinstance(source, bytes)
-    return is_file(source.path if isinstance(source, Span) else source)
+    return source.path if isinstance(source, Span) else source
 
 
 def random_splits(

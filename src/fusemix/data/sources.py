@@ -1,6 +1,7 @@
 """Tell what the user points at: a table, a folder, tars, a data set of the hub."""
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 from fusemix.data.folders import files_below, read_folder
@@ -28,9 +29,13 @@ def read_source(source: str | Path, root: Path | None = None) -> Reading:
     if str(source).startswith(HUB):
         return read_hub(str(source), root)
     path = Path(source)
-    if path.is_dir():
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:  # a name that no disk can hold
+        raise DataError(f"{source}: {error}") from error
+    if is_folder:
         return _read_folder(path, root)
-    if not path.exists() and (_RANGE.search(path.name) or any(mark in str(source) for mark in "*?")):
+    if not exists and (_RANGE.search(path.name) or any(mark in str(source) for mark in "*?")):
         tars, folder = _named(path)
         return read_tars(tars, root or folder)
     if path.name.lower().endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")) and path.is_file():
@@ -76,8 +81,7 @@ def _named(pattern: Path) -> tuple[list[Path], Path]:
         if missing:
             raise DataError(f"{pattern}: {len(missing):,} of {len(tars):,} are missing, first {missing[0]}")
         return tars, pattern.parent
-    fixed = [part for part in pattern.parts if not any(mark in part for mark in "*?[")]
-    parts = pattern.parts[: next(i for i, part in enumerate(pattern.parts) if i >= len(fixed) or part != fixed[i])]
+    parts = list(takewhile(lambda part: not set("*?[") & set(part), pattern.parts))
     folder = Path(*parts)
     tars = sorted(path for path in folder.glob(str(Path(*pattern.parts[len(parts) :]))) if path.is_file())
     if not tars:

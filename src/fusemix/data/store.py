@@ -225,6 +225,9 @@ class LatentStore:
         parts = [part.latents for part in self._parts if len(part.latents)]
         if not parts:
             raise StoreError(f"{self.folder}: none of {self.facts.count:,} items could be encoded; see failed.parquet")
+        widths = sorted({part.shape[1] for part in parts})
+        if len(widths) > 1:
+            raise StoreError(f"{self.folder}: latents of {widths} dimensions; delete it and extract again")
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @cached_property

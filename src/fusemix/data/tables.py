@@ -1,6 +1,7 @@
 """Read a table of the user's: CSV, TSV, JSON lines, Parquet. Parsing is pyarrow's job; finding the mistake is ours."""
 
 import csv
+import io
 import json
 import mmap
 import re
@@ -56,12 +57,14 @@ def read_table(path: Path) -> pa.Table:
         table = reader(path)
         table.validate(full=True)  # pyarrow leaves bytes in JSON that are no text, and offsets in Parquet that lead out
         names = table.column_names
-    # Only pyarrow knows what it raises on damaged bytes: ArrowException, OSError, KeyError, MemoryError, ...
     except DataError:
         raise
-    except Exception as error:
-        where = "" if reader is _read_parquet else _bad_bytes(path)
-        raise DataError(f"{path} cannot be read as {suffix[1:].upper()} in UTF-8: {where or error}") from error
+    except (
+        Exception
+    ) as error:  # only pyarrow knows what it raises on damaged bytes: KeyError, OSError, MemoryError, ...
+        text = "" if reader is _read_parquet else " in UTF-8"
+        where = _bad_bytes(path) if text and isinstance(error, ValueError) else ""
+        raise DataError(f"{path} cannot be read as {suffix[1:].upper()}{text}: {where or error}") from error
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{path} has several columns named {', '.join(map(repr, twice))}; rename or delete them")
@@ -108,7 +111,7 @@ def _in_blocks(read: Callable[[int], pa.Table]) -> pa.Table:
 
 def _sniff(head: str) -> tuple[list[str], str]:
     """Find the separator: the one that most often cuts the first rows into as many cells as the header, and several."""
-    lines = [line for line in head.splitlines(keepends=True) if line.strip()]
+    lines = [line for line in io.StringIO(head) if line.strip()]
     if len(head) == _LOOK and len(lines) > 1:
         lines.pop()
     best: tuple[float, int, list[str], str] = (-1, 0, [head.strip("\r\n")], ONE_COLUMN)
@@ -175,7 +178,7 @@ def _is_bare(path: Path, separator: str) -> bool:
 
 def _read_jsonl(path: Path) -> pa.Table:
     """Read one JSON object a line; a text that looks like a date stays a text."""
-    _refuse_deep_json(path)
+    _check_lines(path)
 
     def read(block: int, schema: pa.Schema | None = None) -> pa.Table:
         parse = pa.json.ParseOptions(explicit_schema=schema)
@@ -192,9 +195,21 @@ def _read_jsonl(path: Path) -> pa.Table:
     return table
 
 
-def _refuse_deep_json(path: Path) -> None:
+def _check_lines(path: Path) -> None:
+    """See that each line is an object of its own and not nested without end, for which pyarrow would crash.
+
+    A line that ends with a brace can only be followed by one that begins with a brace where all brackets are closed.
+    """
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            line = line.strip()
+            if not line:
+                continue
+            if line[:1] != b"{" or line[-1:] != b"}":
+                got = line[:20].decode("utf-8", "replace") + "..." * (len(line) > 20)
+                hint = "of another form of JSON make one with jq -c . or jq -c '.[]'"
+                raise DataError(f"{path}, line {number}: wanted a whole object in each line, got {got}; {hint}")
             if line.count(b"[") + line.count(b"{") > _DEEP:
                 try:
                     json.loads(line)
@@ -213,8 +228,6 @@ def _bad_line(path: Path) -> str:
                 row = json.loads(line.decode("utf-8-sig")) if line.strip() else {}
             except (ValueError, RecursionError) as error:
                 return f"line {number}: {error}"
-            if not isinstance(row, dict):
-                return f"line {number}: wanted an object, as {{...}}, got {_type(row)}"
             for key, value in row.items():
                 old, line_of_old = types.setdefault(key, (_type(value), number))
                 if value is not None and old == _type(None):

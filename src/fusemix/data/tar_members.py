@@ -67,12 +67,12 @@ def members(file: BinaryIO) -> Iterator[Member | Problem]:
         data = place + BLOCK
         if info.type == tarfile.GNUTYPE_SPARSE:
             data = _skip_sparse(file, block, data)
-        size = info.size if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES else 0
+        size = 0  # of a link or a device, whatever its header says
         if info.type in _EXTRA:
             extra |= _extra(file, info, data, end)
             size = info.size
-        elif "size" in extra and size:
-            size = int(extra["size"])
+        elif info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
+            size = int(extra.get("size", info.size))
         if data + size > end:
             raise TarError("truncated", f"ends at byte {end:,}, inside of the member at byte {place:,} ({info.name!r})")
         if info.type not in _EXTRA:

@@ -1,4 +1,4 @@
-"""Read WebDataset tars: members of one key are a row, media become parts of the file; nothing is unpacked or unpickled."""
+"""Read WebDataset tars: members of one key are a row, media are parts of the file; nothing is unpacked or unpickled."""
 
 import json
 import os
@@ -22,7 +22,6 @@ PICKLES = frozenset(
 )
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _SAMPLE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-
 
 Cell = str | int | float | bool | Member | None
 
@@ -76,14 +75,17 @@ class _Tar:
             self._report("", "no access", f"{path}: {error.strerror}")
         except TarError as damage:
             self._report("", damage.reason, str(damage))
-        keys = self.cells | self.fields if self.fields else self.cells
-        return {key: {**self.fields.get(key, {}), **self.cells.get(key, {})} for key in keys}
+        if not self.fields:
+            return self.cells
+        return {key: {**self.fields.get(key, {}), **self.cells.get(key, {})} for key in self.cells | self.fields}
 
     def _read(self, path: Path, file: BinaryIO) -> None:
         head = file.read(8)
         for magic, command in _PACKED.items():
             if head.startswith(magic):
                 raise DataError(f"{path} is compressed, so its members cannot be read in place: {command} {path.name}")
+        if path.suffix.lower() != ".tar":
+            raise DataError(f"{path} is not named .tar; rename it")
         if not head:
             raise TarError("no content", "zero bytes")
         for count, member in enumerate(members(file)):

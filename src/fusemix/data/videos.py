@@ -1,25 +1,30 @@
-"""Decode video through PyAV: frames spread over its length, or its sound track."""
+"""Decode frames of a video through PyAV, spread over its length."""
 
-from collections.abc import Iterator
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fusemix.data.complete import check_video
-from fusemix.data.media import MAX_PIXELS, MAX_SECONDS, ItemError, Source, opened
-from fusemix.data.sounds import as_sound
+from fusemix.data.media import MAX_PIXELS, MAX_SECONDS, ItemError, Source, opened, words_of
 from fusemix.errors import MissingExtraError
-from fusemix.sound import Sound
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FRAMES = 8
-# Containers that FFmpeg reads without opening other files or addresses: playlists and the like are left out.
-VIDEO_FORMATS = {"avi", "matroska", "mov", "mp4", "mpeg", "webm"}
-CUT = 0.9  # of the declared duration; the rest is forgiven, since tracks of one file differ in length
+SLACK = 0.05  # of the declared duration, and at least a second, may be missing: writers round, and tracks differ
+# FFmpeg is told which of these it is: left to guess, it would also take playlists that name other files and addresses.
+_CONTAINERS = {
+    "mov": rb"....(ftyp|moov|mdat|wide|free|skip)",
+    "matroska": rb"\x1a\x45\xdf\xa3",
+    "avi": rb"RIFF....AVI ",
+    "mpeg": rb"\0\0\x01\xba",
+    "mpegvideo": rb"\0\0\x01\xb3",
+}
+_WITHOUT_INDEX = ("mpeg", "mpegvideo")  # seeking lands near the place, on either side
 
 
 def load_frames(source: Source, count: int = FRAMES) -> "list[Image]":
@@ -30,83 +35,56 @@ def load_frames(source: Source, count: int = FRAMES) -> "list[Image]":
             large, too long.
         MissingExtraError: the extra `video` is not installed.
     """
-    with _container(source) as container:
-        stream = _stream(container, "video")
+    with opened_container(source) as container:
+        stream = first_stream(container, "video")
         pixels = stream.codec_context.width * stream.codec_context.height
         if pixels > MAX_PIXELS:
             raise ItemError("too large", f"frames of {pixels:,} pixels, the limit is {MAX_PIXELS:,}")
-        times = _times(container, stream)
+        times = packet_times(container, stream)
         wanted = [times[int((i + 0.5) * len(times) / count)] for i in range(count)]
-        found: dict[int, Image] = {}
-        for time in sorted(set(wanted)):
-            found[time] = _frame_at(container, stream, time)
+        found = _frames_at(container, stream, sorted(set(wanted)))
         return [found[time] for time in wanted]
 
 
-def is_container(source: Source) -> bool:
-    """Tell a file of streams, such as MP4, Matroska or AVI, from a plain audio file by its first bytes.
-
-    Raises:
-        ItemError: as `media.opened`.
-    """
-    with opened(source) as file:
-        head = file.read(12)
-    riff = head[:4] == b"RIFF" and head[8:12] == b"AVI "
-    return riff or head[4:8] == b"ftyp" or head[:4] in (b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba")
-
-
-def load_track(source: Source) -> Sound:
-    """Decode the sound track to one channel.
-
-    Raises:
-        ItemError: as `load_frames`; a video without a sound track is "no content".
-        MissingExtraError: the extra `video` is not installed.
-    """
-    with _container(source) as container:
-        stream = _stream(container, "audio")
-        _times(container, stream)
-        container.seek(0)
-        import av
-
-        rate = stream.codec_context.sample_rate
-        plain = av.AudioResampler(format="fltp", rate=rate)
-        parts, total = [], 0
-        for frame in container.decode(stream):
-            parts += [part.to_ndarray() for part in plain.resample(frame)]
-            total += frame.samples
-            if total > MAX_SECONDS * rate:
-                raise ItemError("too long", f"more than {MAX_SECONDS} s of sound")
-        samples = np.concatenate(parts, axis=1).T if parts else np.empty((0, 1), np.float32)
-        return as_sound(samples, rate)
+def container_of(head: bytes) -> str | None:
+    """Name the container, in FFmpeg's words, that a file with these first bytes is; None for all that is no video."""
+    return next((name for name, start in _CONTAINERS.items() if re.match(start, head, re.DOTALL)), None)
 
 
 @contextmanager
-def _container(source: Source) -> Iterator[Any]:
-    """Open a video, and turn whatever FFmpeg raises into a reason."""
+def opened_container(source: Source) -> Iterator[Any]:
+    """Open a video as a container of PyAV, and turn whatever FFmpeg raises into a reason.
+
+    Raises:
+        ItemError: with one of the reasons missing, no access, no content, wrong format, truncated and unreadable.
+        MissingExtraError: the extra `video` is not installed.
+    """
     try:
         import av
     except ModuleNotFoundError as error:
         raise MissingExtraError("av", "video", "decoding video") from error
-    try:
-        with opened(source) as file:
-            check_video(file)
-            with av.open(file, metadata_errors="replace") as container:
-                name = container.format.name
-                if not VIDEO_FORMATS & set(name.split(",")):
-                    raise ItemError("wrong format", f"{name} is not one of {', '.join(sorted(VIDEO_FORMATS))}")
+    with opened(source) as file:
+        name = container_of(file.read(12))
+        if name is None:
+            raise ItemError("wrong format", "no video of the formats MP4, MOV, Matroska, WebM, AVI, MPEG")
+        check_video(file)
+        try:
+            with av.open(file, format=name, metadata_errors="replace") as container:
                 yield container
-    except ItemError:
-        raise
-    except MemoryError as error:
-        raise ItemError("too large", "more memory than a decoder may take") from error
-    except av.error.InvalidDataError as error:
-        raise ItemError("unreadable", f"FFmpeg: {error.strerror}") from error
-    except Exception as error:  # PyAV raises its own, ValueError and OSError on bad bytes
-        raise ItemError("unreadable", f"{type(error).__name__}: {error}") from error
+        except ItemError:
+            raise
+        except MemoryError as error:
+            raise ItemError("too large", "more memory than a decoder may take") from error
+        except Exception as error:  # PyAV raises its own, ValueError and OSError on bad bytes
+            raise ItemError("unreadable", words_of(error)) from error
 
 
-def _stream(container: Any, kind: str) -> Any:
-    """Return the first stream of a kind, and check the declared duration before anything is decoded."""
+def first_stream(container: Any, kind: str) -> Any:
+    """Return the first stream of a kind, and check the declared duration before anything is decoded.
+
+    Raises:
+        ItemError: no content, or too long.
+    """
     streams = getattr(container.streams, kind)
     if not streams:
         raise ItemError("no content", f"no {kind} in it")
@@ -114,42 +92,67 @@ def _stream(container: Any, kind: str) -> Any:
     if seconds > MAX_SECONDS:
         raise ItemError("too long", f"{seconds:,.0f} s, the limit is {MAX_SECONDS} s")
     streams[0].thread_type = "NONE"
+    streams[0].codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may grow on its way
     return streams[0]
 
 
-def _times(container: Any, stream: Any) -> list[int]:
-    """List the presentation times of a stream, in its own units, without decoding; find out whether all are there."""
+def packet_times(container: Any, stream: Any) -> list[int]:
+    """List the presentation times of a stream, in its own units, without decoding; find out whether all are there.
+
+    Raises:
+        ItemError: no content, truncated, or too long.
+    """
     times: list[int] = []
-    end = 0
-    for packet in container.demux(stream):
-        if packet.pts is None or packet.is_discard:
+    end, start = Fraction(0), Fraction(container.start_time or 0, 1_000_000)
+    for packet in container.demux():
+        time = packet.pts if packet.pts is not None else packet.dts
+        if time is None or not packet.size:
             continue
         if packet.is_corrupt:
-            raise ItemError("truncated", f"a packet is cut at {float(packet.pts * stream.time_base):.1f} s")
-        times.append(packet.pts)
-        end = max(end, packet.pts + (packet.duration or 0))
+            raise ItemError("truncated", f"a packet is cut at {float(time * packet.time_base):.1f} s")
+        end = max(end, (time + (packet.duration or 0)) * packet.time_base - start)
+        if packet.stream_index == stream.index and not packet.is_discard:
+            times.append(time)
     if not times:
         raise ItemError("no content", "no packets")
-    times.sort()
-    unit = stream.time_base or Fraction(1, 1_000_000)
-    seconds = float((end - times[0]) * unit)
-    if seconds > MAX_SECONDS:
-        raise ItemError("too long", f"{seconds:,.0f} s, the limit is {MAX_SECONDS} s")
-    declared = float(stream.duration * unit) if stream.duration else (container.duration or 0) / 1_000_000
-    if seconds < CUT * declared or len(times) < CUT * stream.frames:
-        raise ItemError("truncated", f"{seconds:.1f} s of {declared:.1f} s")
-    return times
+    if end > MAX_SECONDS:
+        raise ItemError("too long", f"{float(end):,.0f} s, the limit is {MAX_SECONDS} s")
+    # Numbers of frames are of no use here: those that an edit list leaves out are counted in them.
+    declared = (container.duration or 0) / 1_000_000
+    if float(end) < declared - max(1.0, SLACK * declared):
+        raise ItemError("truncated", f"{float(end):.1f} s of {declared:.1f} s")
+    return sorted(times)
 
 
-def _frame_at(container: Any, stream: Any, time: int) -> "Image":
-    """Decode the frame that is shown at a time."""
-    container.seek(time, stream=stream, backward=True)
-    last = None
-    for frame in container.decode(stream):
-        last = frame
-        if frame.pts is not None and frame.pts >= time:
+def _frames_at(container: Any, stream: Any, times: list[int]) -> "dict[int, Image]":
+    """Decode the frames that are shown at these times, which ascend."""
+    found: dict[int, Image] = {}
+    if container.format.name not in _WITHOUT_INDEX:
+        for time in times:
+            container.seek(time, stream=stream)
+            found |= _collect(container.decode(stream), [time], sure=False)
+    left = [time for time in times if time not in found]
+    if left:
+        container.seek(min(0, container.start_time or 0))
+        found |= _collect(container.decode(stream), left, sure=True)
+    for time in left:
+        if time not in found:
+            raise ItemError("truncated", f"no frame at {float(time * stream.time_base):.1f} s")
+    return found
+
+
+def _collect(frames: Iterable[Any], times: list[int], sure: bool) -> "dict[int, Image]":
+    """Take the first frame at or behind each time; unless we are sure to start before it, only if one is before it."""
+    found: dict[int, Image] = {}
+    waiting = deque(times)
+    for frame in frames:
+        shown = frame.pts if frame.pts is not None else frame.dts
+        while waiting and shown is not None and shown >= waiting[0]:
+            if shown > waiting[0] and not sure:
+                return found
+            image = frame.to_image()
+            found[waiting.popleft()] = image.rotate(frame.rotation, expand=True) if frame.rotation else image
+        if not waiting:
             break
-    if last is None or last.pts is None or last.pts < time:
-        raise ItemError("truncated", f"no frame at {float(time * stream.time_base):.1f} s")
-    image: Image = last.to_image()
-    return image.rotate(last.rotation, expand=True) if last.rotation else image
+        sure = True
+    return found

@@ -1,0 +1,181 @@
+"""Plant bugs, one at a time, in a copy of the library, and see that a test turns red: green must mean something.
+
+    python benchmarks/torture_sabotage.py [--small]
+
+Each bug is a replacement in one file, and the tests that should notice. A bug whose place is no longer in the source
+is an error of this script, not a bug that was caught.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake that could happen.
+
+    Attributes:
+        name: what goes wrong.
+        file: under src/fusemix.
+        old: what stands there.
+        new: what would stand there.
+        tests: what pytest is given.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+BUGS = [
+    Bug(
+        "fsync of the file removed", "durable.py", "            os.fsync(file.fileno())\n", "", "tests/test_durable.py"
+    ),
+    Bug(
+        "fsync of the folder removed", "durable.py", "        os.fsync(descriptor)\n", "        pass\n",
+        "tests/test_durable.py",
+    ),
+    Bug(
+        "rename before the write", "durable.py",
+        '        with temporary.open("wb") as file:',
+        '        temporary.touch()\n        temporary.replace(path)\n        with temporary.open("wb") as file:',
+        "tests/test_durable.py",
+    ),
+    Bug(
+        "no read back", "durable.py", "if temporary.read_bytes() != content:", "if False:", "tests/test_durable.py"
+    ),
+    Bug(
+        "an error of the disk swallowed", "durable.py",
+        "        raise OSError(error.errno, error.strerror or type(error).__name__, str(path)) from error",
+        "        pass",
+        "tests/test_durable.py",
+    ),
+    Bug(
+        "temporary files of living writers removed", "durable.py",
+        "abandoned = int(pid) == os.getpid() or not _runs(int(pid))", "abandoned = True",
+        "tests/test_durable.py",
+    ),
+    Bug(
+        "a failed item left out of the report", "shards.py",
+        "            failures.append(Failure(place, error.reason, str(error)))\n", "            pass\n",
+        "tests/test_extract.py -k recorded",
+    ),
+    Bug(
+        "failed items left out of failed.parquet", "extraction.py",
+        "first[f.item]) for f in failures]\n", "first[f.item]) for f in failures[1:]]\n",
+        "tests/test_extract.py -k recorded",
+    ),
+    Bug(
+        "items shifted after a failed one", "shards.py",
+        "[good[i] for i in ok], failures, halved)", "batch.places[: len(ok)], failures, halved)",
+        "tests/test_shards.py",
+    ),
+    Bug(
+        "latents not put back in the order of the table", "shards.py",
+        "    order = np.argsort(places)\n", "    order = np.arange(len(places))\n",
+        "tests/test_shards.py",
+    ),
+    Bug(
+        "a damaged shard taken for sound", "data/store.py",
+        "return committed == self._header(shard, content)", "return True",
+        "tests/test_store.py",
+    ),
+    Bug(
+        "batches that depend on what is missing", "shards.py",
+        "    places = list(work.store.items_of(shard))\n",
+        "    places = list(work.store.items_of(shard))\n    places = places[shard:] + places[:shard]\n",
+        "tests/test_extract.py tests/test_shards.py",
+    ),
+    Bug(
+        "retrying keeps the latents of a batch that has changed", "shards.py",
+        "    if rows.keys() != set(batch.places):\n        return None\n",
+        "    if not rows.keys() <= set(batch.places):\n        return None\n",
+        "tests/test_shards.py",
+    ),
+    Bug(
+        "canaries never looked at", "engines.py",
+        "        if store.canaries is not None:", "        if False:",
+        "tests/test_shards.py",
+    ),
+    Bug(
+        "the share of failures not counted", "shards.py",
+        "    if len(early) <= work.max_failed * first:", "    if True:",
+        "tests/test_shards.py",
+    ),
+    Bug(
+        "two ranks take the same shards", "engines.py",
+        "mine = [shard for shard in shards if shard % world == rank]",
+        "mine = [shard for shard in shards if shard % world == 0 and rank == 0]",
+        "tests/test_engines.py -k ranks",
+    ),
+    Bug(
+        "truncated pictures pass", "data/images.py", "check_image(", "len(", "tests/test_images.py"
+    ),
+]  # fmt: skip
+
+
+def main() -> None:
+    """Plant and print a RESULT line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--small", action="store_true", help="only the first three bugs")
+    bugs = BUGS[:3] if parser.parse_args().small else BUGS
+    caught = 0
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        for part in ("src", "tests", "benchmarks", "recipes", "pyproject.toml", "README.md"):
+            source = ROOT / part
+            if source.is_dir():
+                shutil.copytree(source, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / part)
+        for tests in dict.fromkeys(bug.tests for bug in bugs):
+            if run(copy, tests):
+                raise SystemExit(f"{tests} is red without any bug: nothing can be learned from it")
+        for bug in bugs:
+            red = plant(copy, bug)
+            caught += red
+            print(f"# {'caught' if red else 'NOT CAUGHT'}: {bug.name}", flush=True)
+    least = min(8, len(bugs))
+    goal = {
+        "name": "planted bugs that turn a test red", "figure": f"{caught} of {len(bugs)}",
+        "target": f"all, at least {least}", "holds": caught == len(bugs) >= least,
+    }  # fmt: skip
+    print("RESULT", json.dumps(goal))
+
+
+def plant(copy: Path, bug: Bug) -> bool:
+    """Plant one bug, run its tests, take it out again; tell whether they failed."""
+    path = copy / "src" / "fusemix" / bug.file
+    whole = path.read_text()
+    if whole.count(bug.old) != 1:
+        raise SystemExit(f"{bug.name}: its place is not, or not once, in {bug.file}; mend this script")
+    path.write_text(whole.replace(bug.old, bug.new))
+    try:
+        return run(copy, bug.tests)
+    finally:
+        path.write_text(whole)
+
+
+def run(copy: Path, tests: str) -> bool:
+    """Run tests on the copy; tell whether one is red."""
+    env = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+    done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=600)
+    if done.returncode not in (0, 1):  # 1 is a red test; an error of collection would prove nothing
+        raise SystemExit(f"{tests}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return done.returncode == 1
+
+
+if __name__ == "__main__":
+    main()
