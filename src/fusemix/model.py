@@ -204,7 +204,7 @@ class FuseMix:
         """Encode raw items with the frozen encoder and embed them: (n, S), unit norm.
 
         Args:
-            items: strings (texts), Paths (files) or PIL images.
+            items: strings (texts), Paths (files), PIL images, Sounds, or lists of PIL images (videos).
             modality: which modality they are; by default the one that takes items of this type.
 
         Raises:
@@ -217,8 +217,8 @@ class FuseMix:
         if not len(items):
             return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
         modality = modality or modality_of(items[0], self._fitted().sides_)
-        raw = [decode(item, self._side(modality).kind) for item in items]
-        encoder = self.encoder(modality)
+        encoder, kind = self.encoder(modality), self._side(modality).kind
+        raw = [decode(item, kind, encoder) for item in items]
         parts = [raw[i : i + encoder.batch_size] for i in range(0, len(raw), encoder.batch_size)]
         return self.embed_latents(modality, np.concatenate([encode_batch(encoder, part) for part in parts]))
 

@@ -1,50 +1,63 @@
 """Raw items that come to a fitted model: which modality they are, and the one encoder that may encode them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fusemix.data.images import load_image
-from fusemix.data.media import ItemError
+from fusemix.data.items import SUFFIXES, located
+from fusemix.data.media import ItemError, Source
+from fusemix.data.sounds import load_sound
 from fusemix.data.store import difference
+from fusemix.data.videos import load_frames
 from fusemix.encoders import Encoder, load_encoder, runs_code
 from fusemix.encoders.canaries import check_canaries
 from fusemix.errors import DataError, EncoderError, MismatchError
+from fusemix.sound import Sound
 from fusemix.state import Side
+
+MEDIA = ("audio", "file", "image", "video")  # kinds of items that are files
+_LOADERS: dict[str, Callable[[Source], Any]] = {"image": load_image, "audio": load_sound, "video": load_frames}
 
 
 def modality_of(item: Any, sides: Mapping[str, Side]) -> str:
-    """Find the modality that takes an item of this type: a str is text, a Path a file, a PIL image an image.
+    """Find the modality that takes an item of this type.
+
+    A str is text, a Path a file (of the kind that its suffix tells, where several could take it), a PIL image an image,
+    a Sound audio, and a list of PIL images a video.
 
     Raises:
         DataError: none or several do.
     """
     from PIL.Image import Image
 
-    takers = {str: ("text",), Path: ("file", "image"), Image: ("image",)}
+    takers = {str: ("text",), Path: MEDIA, Image: ("image",), Sound: ("audio",), list: ("video",)}
     kinds = next((kinds for type_, kinds in takers.items() if isinstance(item, type_)), ())
     found = [name for name, side in sides.items() if side.kind in kinds]
+    if len(found) > 1 and isinstance(item, Path):
+        found = [name for name in found if sides[name].kind == SUFFIXES.get(item.suffix.lower())]
     if len(found) == 1:
         return found[0]
     known = ", ".join(f"{name} ({side.kind})" for name, side in sides.items())
     raise DataError(
         f"cannot tell which modality a {type(item).__name__} is: a str is text, a Path is a file, a PIL image is an "
-        f"image, and the model has {known}; say modality= (--from)"
+        f"image, a Sound is audio, a list of images is a video, and the model has {known}; say modality= (--from)"
     )
 
 
-def decode(item: Any, kind: str) -> Any:
-    """Return what the encoder gets for an item.
+def decode(item: Any, kind: str, encoder: Encoder) -> Any:
+    """Return what an encoder gets for an item of a kind: a file is decoded, what is decoded already passes.
 
     Raises:
-        DataError: a picture that cannot be used.
+        DataError: a file that cannot be used.
     """
-    if kind != "image" or not isinstance(item, (str, Path)):
+    form = kind if encoder.takes == "any" else encoder.takes
+    if form not in _LOADERS or not isinstance(item, (str, Path)):
         return item
     try:
-        return load_image(Path(item))
+        return _LOADERS[form](located(Path(item)))
     except ItemError as error:
         raise DataError(f"{item}: {error.reason}: {error}") from error
 

@@ -14,6 +14,7 @@ import torch
 from fusemix import durable
 from fusemix.align.metrics import CUTOFFS
 from fusemix.data.images import load_image
+from fusemix.data.items import located
 from fusemix.data.latents import Latents
 from fusemix.data.media import IMAGE_SUFFIXES, ItemError
 from fusemix.errors import MissingExtraError
@@ -195,10 +196,13 @@ def _example(example: Example) -> str:
 
 def _thumbnail(hit: Hit) -> str:
     """Show the picture of a hit, re-encoded; nothing for a hit that is none or cannot be read."""
-    if hit.path is None or Path(hit.path).suffix.lower() not in IMAGE_SUFFIXES:
+    if hit.path is None:
+        return ""
+    source = located(Path(hit.path))
+    if isinstance(source, Path) and source.suffix.lower() not in IMAGE_SUFFIXES:
         return ""
     try:
-        image = load_image(Path(hit.path))
+        image = load_image(source)
     except ItemError:
         return ""
     image.thumbnail((THUMBNAIL, THUMBNAIL))

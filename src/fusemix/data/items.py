@@ -121,9 +121,13 @@ class Items:
         content = self.content[i] if self.content is not None else None
         if content is not None:
             return content
-        value = self.values[i]
-        part = _SPAN.fullmatch(value)
-        return Span(self.root / part[1], int(part[2]), int(part[3])) if part else self.root / value
+        return located(self.root / self.values[i])
+
+
+def located(path: Path) -> Path | Span:
+    """Return the part of a tar that a path such as "000.tar#512+1034" means, or the path itself."""
+    part = _SPAN.fullmatch(str(path))
+    return Span(Path(part[1]), int(part[2]), int(part[3])) if part else path
 
 
 def distinct(modality: str, name: str, column: pa.ChunkedArray, reading: Reading) -> tuple[Items, Rows]:
