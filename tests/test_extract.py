@@ -1,8 +1,5 @@
 """Extraction loses nothing and repeats nothing, whatever breaks and whenever it is killed."""
 
-import os
-import subprocess
-import sys
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,69 +14,12 @@ from fusemix.data.latents import open_latents
 from fusemix.data.pairs import read_pairs
 from fusemix.errors import DataError, EncoderError, MismatchError, StoreError
 
-ENCODERS = """
-import os
-import signal
+LETTERS = """
 from hashlib import blake2b
-
-import numpy as np
-
-
-def call():
-    if "KILL_AT" in os.environ:
-        left = int(os.environ["KILL_AT"]) - 1
-        os.environ["KILL_AT"] = str(left)
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def colour(images):
-    call()
-    return [np.asarray(image)[0, 0] / 255 for image in images]
 
 
 def letters(texts):
-    call()
     return [[value / 256 for value in blake2b(text.encode(), digest_size=4).digest()] for text in texts]
-
-
-colour.batch_size = letters.batch_size = 3
-"""
-
-DRIVER = """
-import os
-import signal
-import sys
-
-from fusemix.data.pairs import read_pairs
-from fusemix.extraction import extract
-
-table, encoders, out, *places = sys.argv[1:]
-fsync = os.fsync
-
-
-def killed_in_fsync(descriptor):
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(descriptor)
-
-
-for place in places:
-    child = os.fork()
-    if child == 0:
-        where, number = place.split("-")
-        left = [int(number)]
-        if where == "fsync":
-            os.fsync = killed_in_fsync
-        if where == "call":
-            os.environ["KILL_AT"] = number
-        pairs = read_pairs(table)
-        options = {"shard_items": 5, "max_failed": 1, "image": f"{encoders}:colour", "text": f"{encoders}:letters"}
-        extract(pairs, out=f"{out}/{place}", **options)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    print(place, "killed" if status == signal.SIGKILL else "finished", flush=True)
 """
 
 
@@ -477,10 +417,10 @@ def test_another_encoder_into_the_same_folder_is_a_mismatch(tmp_path):
 
 def test_an_encoder_whose_code_changed_is_a_mismatch_that_names_it(tmp_path):
     code = tmp_path / "enc.py"
-    code.write_text(ENCODERS)
+    code.write_text(LETTERS)
     pairs, out = texts_only(tmp_path), tmp_path / "out"
     extract(pairs, out=out, left=f"{code}:letters", right=letters)
-    code.write_text(ENCODERS + "\n\n\n# longer")
+    code.write_text(LETTERS + "\n\n\n# longer")
     message = refusal(MismatchError, pairs, out=out, left=f"{code}:letters", right=letters)
     assert "made with another encoder.code (was '" in message
 
@@ -501,26 +441,6 @@ def test_other_pairs_into_the_same_folder_are_a_mismatch(tmp_path):
     message = refusal(MismatchError, pairs, out=out, left=letters, right=letters)
     assert "pairs.parquet holds pairs with other rows, splits or groups" in message
     assert tree(out) == before
-
-
-@pytest.mark.skipif(os.name != "posix", reason="needs fork and SIGKILL")
-def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_bytes(tmp_path):
-    """Twelve items in shards of five and batches of three make five calls a modality; all twelve files sync twice."""
-    table, code = small_table(tmp_path), tmp_path / "enc.py"
-    code.write_text(ENCODERS)
-    (tmp_path / "driver.py").write_text(DRIVER)
-    places = [*(f"call-{n}" for n in (1, 2, 5, 6, 9)), *(f"fsync-{n}" for n in (1, 3, 5, 6, 7, 9, 15, 17, 20, 23))]
-    arguments = [tmp_path / "driver.py", table, code, tmp_path / "out", *places, "never-0"]
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.splitlines() == [*(f"{place} killed" for place in places), "never-0 finished"], done.stderr
-    whole = tree(tmp_path / "out" / "never-0")
-    assert sum(name.endswith(".safetensors") for name in whole) == 6
-    for place in places:
-        out = tmp_path / "out" / place
-        assert tree(out) != whole
-        latents = extract(read_pairs(table), out=out, shard_items=5, image=f"{code}:colour", text=f"{code}:letters")
-        assert tree(out) == whole, place
-        assert len(latents) == 10
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "flipped", "gone"])
