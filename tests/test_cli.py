@@ -26,6 +26,11 @@ def paths(files):
 """
 
 
+def hear_ctrl_c():
+    """A shell tells what it starts in the background to ignore Ctrl-C; the tests may have been started that way."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def fusemix(*words, cwd, code=0, **environment):
     env = {**os.environ, **environment}
     done = subprocess.run(
@@ -157,6 +162,7 @@ def test_an_interruption_leaves_a_good_store_and_the_command_that_goes_on(place,
         env={**os.environ, "SLOW": "0.5"},
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     while not (place / f"stopped-{code}" / "pairs.parquet").exists():
         time.sleep(0.05)

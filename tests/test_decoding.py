@@ -228,6 +228,7 @@ def test_no_worker_outlives_its_parent_however_that_ends(tmp_path):
         parent = subprocess.Popen(
             [sys.executable, "-c", code, tmp_path / "a.png", str(seconds)],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
         )  # fmt: skip
         assert parent.stdout.readline() == b"on\n"
         workers = children(parent.pid) if stop else []
