@@ -285,7 +285,7 @@ def short_writes(world: World, places: list[int]) -> tuple[int, list[str]]:
             extraction(world.table, world.folder / "out")
 
         ended = in_child(work)
-        wrong += [f"short write {at}: ended with {ended}"] if ended != 2 else []
+        wrong += [f"short write {at}: ended with {ended}"] if ended != 1 else []
         (world.folder / "out").mkdir(exist_ok=True)
         wrong += [f"short write {at}: {problem}" for problem in world.check(world.folder / "out", 1)]
     return len(places), wrong

@@ -109,7 +109,7 @@ def setting(part, **values):
 
 
 def lower_casing(encoder):
-    encoder.tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    encoder.tokens.tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
 
 
 def two_tensors(encoder):
@@ -137,10 +137,10 @@ SWAPS = {
     "pooling of patches": ("clip", setting("", pooling="mean")),
     "norm eps": ("clip", norm_eps),
     "attention scale": ("clip", attention_scale),
-    "truncation": ("bert", setting("", max_tokens=48)),
+    "truncation": ("bert", setting("tokens", max_tokens=48)),
     "pooling of tokens": ("bert", setting("", pooling="cls")),
     "lower-casing": ("bert", lower_casing),
-    "prefix": ("bert", setting("", prefix="")),
+    "prefix": ("bert", setting("tokens", prefix="")),
     "attention scale of texts": ("bert", attention_scale),
     "two tensors": ("whisper", two_tensors),
     "rate": ("whisper", wrong_rate),
@@ -271,6 +271,6 @@ def test_an_encoder_that_gives_the_same_to_all_items_is_itself(load):
 
 def test_a_message_names_the_item_and_the_suspects(load, stored):
     encoder = load("bert")
-    encoder.max_tokens = 48
+    encoder.tokens.max_tokens = 48
     with pytest.raises(MismatchError, match=r"the text .* of [\d,]+ characters.*wanted at least 0.999; the tokenizer"):
         check_canaries(encoder, stored["bert"])

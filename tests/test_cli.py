@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fusemix import terminal
+
 ENCODERS = """
 import os, time
 import numpy as np
@@ -215,7 +217,11 @@ def test_a_misspelt_name_of_a_modality_or_pooling_is_told(place, world):
     error = fusemix(*words, "-o", "x", "--pooling", "imgae=cls", cwd=place, code=2).stderr
     assert "a pooling is given for 'imgae'" in error and "did you mean 'image'?" in error
     error = fusemix(*words, "-o", "x", "--decode", "image", cwd=place, code=2).stderr
-    assert "'image': wanted NAME=VALUE, such as image=mean" in error
+    assert "--decode image: wanted NAME=VALUE, NAME being a modality" in error
+    error = fusemix(*words, "--image", "maker=enc.py:letters", "-o", "x", cwd=place, code=2).stderr
+    assert "--image photo=enc.py:colours and --image maker=enc.py:letters: 'image' is given twice" in error
+    error = fusemix(*words, "-o", "x", "--pooling", "image=cls", "--pooling", "image=mean", cwd=place, code=2).stderr
+    assert "--pooling image=cls and --pooling image=mean: 'image' is given twice" in error
     error = fusemix(*words, "-o", "x", "--engine", "rya", cwd=place, code=2).stderr
     assert "did you mean 'ray'?" in error
 
@@ -230,3 +236,18 @@ def test_help_and_version_come_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for verb in ("demo", "extract", "fit", "evaluate", "index", "search"):
         assert verb in done.stdout
+
+
+def test_a_log_gets_a_line_a_minute_and_one_at_the_end(capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: clock[0])
+    with terminal.Bars(quiet=False) as bars:
+        for second in range(0, 201, 10):
+            clock[0] = 1000.0 + second
+            bars("extract image", 40 + 3 * second, 640, "2 failed" if second > 50 else "")
+    assert capsys.readouterr().err.splitlines() == [
+        "extract image: 220 of 640, 3.0/s, 2 min left, 2 failed",
+        "extract image: 400 of 640, 3.0/s, 80.0 s left, 2 failed",
+        "extract image: 580 of 640, 3.0/s, 20.0 s left, 2 failed",
+        "extract image: 640 done in 3 min, 2 failed",
+    ]

@@ -8,6 +8,7 @@ from fusemix.encoders import Encoder, load_encoder, runs_code
 from fusemix.encoders.base import Latent
 from fusemix.encoders.canaries import encode_canaries
 from fusemix.encoders.combined import CombinedEncoder
+from fusemix.encoders.video import VideoEncoder
 from fusemix.errors import EncoderError
 from test_encoders import drawing
 
@@ -123,6 +124,19 @@ def test_an_item_that_one_part_refuses_is_refused():
     encoder = CombinedEncoder([refusing, Fixed("text", 2, refused=(0,)), Fixed("text", 4)])
     encoder.encode(TEXTS)
     assert encoder.refused == (0, 1)
+
+
+def test_a_video_of_which_a_frame_is_refused_is_refused():
+    class Picky(Fixed):
+        def encode(self, frames) -> Latent:
+            self.refused = [i for i, frame in enumerate(frames) if frame == "black"]
+            width = 0 if len(self.refused) == len(frames) else 1
+            return np.full((len(frames), width), self.value, np.float32)
+
+    encoder = VideoEncoder(Picky("image", 2))
+    clips = [["a", "b", "c"], ["black", "black", "black"], ["d"], ["e", "black"], ["f"]]
+    latents = encoder.encode(clips)
+    assert encoder.refused == [1, 3] and latents[[0, 2, 4]].tolist() == [[2]] * 3
 
 
 def test_canaries_of_a_cocktail_are_those_of_its_parts():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -200,6 +201,8 @@ def test_the_users_own_decoder_may_raise_anything(tmp_path):
             raise KeyError("no pixels")
         return path.name
 
+    for name in ("good", "bad"):
+        (tmp_path / name).touch()
     with Decoders() as decoders:
         good, bad = (decoders.submit_call(own, tmp_path / name) for name in ("good", "bad"))
         assert good.result() == "good"
@@ -217,6 +220,72 @@ def children(pid, name="fusemix.data.worker"):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ps")
+def test_a_decoder_of_ones_own_that_hangs_costs_one_item_and_a_minute(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "TIMEOUT", 0.5)
+    for name in ("good", "hang"):
+        (tmp_path / name).write_text(name)
+    forever = Event()
+
+    def own(path):
+        return forever.wait() if path.name == "hang" else path.read_text()
+
+    with Decoders(2) as decoders:
+        futures = [decoders.submit_call(own, tmp_path / name) for name in ("hang", "good", "hang", "good", "none")]
+        found = [future.exception() or future.result() for future in futures]
+    assert [getattr(value, "reason", value) for value in found] == ["timed out", "good", "timed out", "good", "missing"]
+    forever.set()
+
+
+def test_a_process_ends_although_a_decoder_of_the_users_hangs(tmp_path):
+    (tmp_path / "hang.py").write_text(HANG)
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, tmp_path / "hang.py"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["hangs"] and "KeyboardInterrupt" in done.stderr
+    assert time.monotonic() - started < 30
+
+
+HANG = """
+import threading
+from pathlib import Path
+from fusemix.data.decoding import Decoders
+
+begun = threading.Event()
+
+def own(path):
+    begun.set()
+    threading.Event().wait()
+
+with Decoders(1) as decoders:
+    decoders.submit_call(own, Path(__file__))
+    begun.wait()
+    print("hangs", flush=True)
+    raise KeyboardInterrupt
+"""
+
+
+def test_what_is_decoded_ahead_of_its_turn_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "AHEAD_BYTES", 2000)
+    (tmp_path / "a").write_text("")
+    begun = []
+
+    def own(path):
+        begun.append(1)
+        return np.zeros(1000, np.uint8)
+
+    with Decoders(1) as decoders:
+        turns = [[decoders.submit_call(own, tmp_path / "a", turn) for _ in range(4)] for turn in range(3)]
+        for future in turns[0]:
+            future.result()  # its turn: whatever it takes
+        time.sleep(0.2)
+        assert len(begun) == 4
+        decoders.take_turn(1)
+        for future in turns[1]:
+            future.result()
+        time.sleep(0.2)
+        assert len(begun) == 8
+    assert len(begun) == 12 and all(future.done() for future in turns[2])
+
+
 def test_no_worker_outlives_its_parent_however_that_ends(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     code = (

@@ -155,7 +155,7 @@ def test_by_default_a_text_is_the_mean_of_its_tokens_and_padding_is_ignored(tmp_
 
 def test_a_text_longer_than_the_model_is_cut(tmp_path):
     encoder = load_encoder(str(save_bert(tmp_path / "m")), "text")
-    assert encoder.max_tokens == 16
+    assert encoder.tokens.max_tokens == 16
     latents = encoder.encode(["red " * 100, "red " * 14])
     np.testing.assert_allclose(latents[0], latents[1], atol=1e-5)
 

@@ -112,6 +112,14 @@ def test_a_text_graph_equals_its_torch_model(pooling, row, bert):
     assert encoder.takes == "text" and encoder.lengths(TEXTS) == [5, 10, 2, 3]
 
 
+@pytest.mark.parametrize(("name", "prefix", "row"), [("bge-tiny", "", 0), ("e5-small-v2", "query: ", None)])
+def test_what_a_text_model_is_known_by_name_to_want_holds_for_its_graph_too(name, prefix, row, bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / name)
+    latents = encode_batch(load_encoder(str(folder), "text"), TEXTS[:1])[0]
+    hidden = hidden_of(torch_model(bert, hf.BertModel), prefix + TEXTS[0])
+    np.testing.assert_allclose(latents, hidden.mean(axis=0) if row is None else hidden[row], atol=1e-5)
+
+
 def test_an_image_graph_equals_its_torch_model(vit):
     encoder = load_encoder(str(vit), "image")
     model, processor = torch_model(vit, hf.ViTModel), IMAGE["vit"][1]()
@@ -133,7 +141,7 @@ def test_a_graph_that_gives_a_row_per_item_is_taken_at_its_word(tmp_path):
     encoder = OnnxEncoder(str(folder / "model.onnx"), "text")
     assert (encoder.output, encoder.pooling) == ("text_embeds", "graph")
     with torch.inference_mode():
-        batch = encoder._front.tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
+        batch = encoder._front.tokens.tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
         expected = model.eval()(**batch).text_embeds
     np.testing.assert_allclose(encode_batch(encoder, TEXTS), expected, atol=1e-5)
 

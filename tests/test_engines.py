@@ -1,11 +1,14 @@
 """Shards by Ray tasks or by the ranks of torchrun: the same bytes as by one process."""
 
 import os
+import re
 import subprocess
 import sys
 
+import pyarrow.parquet
 import pytest
 
+from fusemix.data.latents import open_latents
 from fusemix.data.pairs import read_pairs
 from fusemix.errors import DataError
 from fusemix.extraction import extract
@@ -23,6 +26,12 @@ letters.batch_size = 4
 
 def broken(texts):
     raise RuntimeError("the service is down")
+
+def read(path):
+    return len(path.read_bytes())
+
+def size(values):
+    return [[value, 1] for value in values]
 """
 
 
@@ -50,36 +59,60 @@ def test_an_unknown_engine_names_the_known_ones(tmp_path):
 
 
 RAY = """
-import sys
+import shutil
 import ray
 from fusemix.data.pairs import read_pairs
-from fusemix.errors import EncoderError
+from fusemix.errors import EncoderError, TooManyFailuresError
 from fusemix.extraction import extract
 
-table, code, out = sys.argv[1:]
 ray.init(num_cpus=2, logging_level="error", log_to_driver=False, include_dashboard=False)
-pairs = read_pairs(table, left="left", right="right")
-options = {"out": out, "shard_items": 10, "max_failed": 1, "engine": "ray"}
-extract(pairs, left=f"{code}:letters", right=f"{code}:letters", **options)
+pairs = read_pairs("t.csv", left="left", right="right")
+told = []
+options = {
+    "shard_items": 10, "max_failed": 1, "engine": "ray", "progress": lambda *state: told.append(state),
+}
+for engine in ("local", "ray"):
+    extract(pairs, out=engine, left="enc.py:letters", right="enc.py:letters", **{**options, "engine": engine})
+print(told[-1])
 try:
-    extract(pairs, **{**options, "out": out + "-broken"}, left=f"{code}:letters", right=f"{code}:broken")
+    extract(pairs, out="broken", left="enc.py:letters", right="enc.py:broken", **options)
 except EncoderError as error:
     print(error)
+try:
+    extract(pairs, out="many", left="enc.py:letters", right="enc.py:letters", **{**options, "max_failed": 0.05})
+except TooManyFailuresError as error:
+    print(error)
+# The same folder again, with other facts: a worker that is still there must not go on with what it knows.
+files = read_pairs("files.csv", left="file", right="right")
+for dtype in ("float16", "float32"):
+    shutil.rmtree("files", ignore_errors=True)
+    extract(
+        files, out="files", dtype=dtype, decode={"left": "enc.py:read"},
+        left="enc.py:size", right="enc.py:letters", **options
+    )
 """
 
 
 def test_ray_tasks_give_the_bytes_of_a_local_run(tmp_path):
     pytest.importorskip("ray")
-    pairs, spec = world_of(tmp_path), f"{tmp_path / 'enc.py'}:letters"
-    extract(pairs, out=tmp_path / "local", shard_items=10, max_failed=1, left=spec, right=spec)
+    world_of(tmp_path)
+    (tmp_path / "files.csv").write_text("file,right\n" + "".join(f"{i}.bin,right {i}\n" for i in range(30)))
+    for i in range(30):
+        (tmp_path / f"{i}.bin").write_bytes(b"x" * i)
     (tmp_path / "driver.py").write_text(RAY)
     done = subprocess.run(
-        [sys.executable, tmp_path / "driver.py", tmp_path / "t.csv", tmp_path / "enc.py", tmp_path / "ray"],
-        env=environment(), capture_output=True, text=True, timeout=240, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "driver.py"], env=environment(), capture_output=True, text=True, timeout=240, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
-    assert "RuntimeError: the service is down" in done.stdout
+    told, broken, many = done.stdout.splitlines()
+    assert told == "('extract right', 25, 25, '2 failed')"
+    assert "RuntimeError: the service is down" in broken
+    assert re.match("left: [4-6] of the first 60 items failed, more than 5%: refused", many)
+    failed = pyarrow.parquet.read_table(tmp_path / "many" / "failed.parquet").to_pylist()
+    assert {(row["modality"], row["reason"]) for row in failed} == {("left", "refused")}
+    files = open_latents(tmp_path / "files")
+    assert files.items["left"].numpy()[:, 0].tolist() == list(range(30))
 
 
 RANKS = """
@@ -107,22 +140,30 @@ def test_two_ranks_of_torchrun_give_the_bytes_of_a_local_run(tmp_path, name):
         for shard in (0, 3, 4):
             next((tmp_path / name / "left").glob(f"*/shard-0000{shard}*")).unlink()
     (tmp_path / "driver.py").write_text(RANKS)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "driver.py", "t.csv", tmp_path / "enc.py", name,
-    ]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    done = torchrun(tmp_path, "driver.py", "t.csv", tmp_path / "enc.py", name)
     assert done.returncode == 0, done.stderr
     assert tree(tmp_path / name) == tree(tmp_path / "local")
 
 
+def test_failures_of_all_ranks_count_together(tmp_path):
+    world_of(tmp_path)
+    (tmp_path / "driver.py").write_text(RANKS.replace("max_failed=1", "max_failed=0.07"))
+    done = torchrun(tmp_path, "driver.py", "t.csv", "enc.py", "out")
+    assert done.returncode == 1
+    assert "left: 6 of the first 60 items failed, more than 7%" in done.stderr  # no rank has more than 4 of them
+
+
 def test_of_the_ranks_one_speaks(tmp_path):
     world_of(tmp_path)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-        "--rdzv-endpoint", "localhost:0", "-m", "fusemix", "extract", "t.csv", "--left", "left=enc.py:letters",
-        "--right", "right=enc.py:letters", "--max-failed", "1", "-o", "out", "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    words = ["--left", "left=enc.py:letters", "--right", "right=enc.py:letters", "--max-failed", "1", "--json"]
+    done = torchrun(tmp_path, "-m", "fusemix", "extract", "t.csv", "-o", "out", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"rows": 60') == 1
+
+
+def torchrun(folder, *words):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", "localhost:0", *words,
+    ]  # fmt: skip
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, cwd=folder)

@@ -239,7 +239,7 @@ def test_an_encoder_that_changes_its_width_is_refused(tmp_path, shard_items):
         return [[1.0] * len(max(texts, key=len))] * len(texts)
 
     grow.batch_size = 2
-    assert "latents of [2, 3] dimensions; wanted the same in every batch" in refusal(
+    assert "latents of 2 and 3 dimensions; wanted the same in every batch" in refusal(
         EncoderError, texts_only(tmp_path), out=tmp_path / "out", shard_items=shard_items, left=grow, right=letters
     )
 
@@ -249,7 +249,7 @@ def test_latents_too_large_for_float16_fit_float32(tmp_path):
         return [[1e6 * len(text)] for text in texts]
 
     pairs = texts_only(tmp_path)
-    assert "latents up to 3e+06 do not fit float16; use dtype float32" in refusal(
+    assert "latents up to 3e+06 do not fit float16; extract into another folder with dtype float32" in refusal(
         StoreError, pairs, out=tmp_path / "out", left=large, right=letters
     )
     latents = extract(pairs, out=tmp_path / "out32", dtype="float32", left=large, right=letters)

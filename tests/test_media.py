@@ -15,6 +15,7 @@ from fusemix.data.images import load_image
 from fusemix.data.media import ItemError, Span, is_file, opened
 from fusemix.data.sounds import load_sound
 from fusemix.data.videos import load_frames
+from fusemix.errors import DataError
 
 
 def reason_of(source, load=load_image):
@@ -124,3 +125,8 @@ def test_the_same_file_fails_with_the_same_words_every_time():
                 load(bytes(bytearray(source)))
             words.add(str(caught.value))
         assert len(words) == 1 and "0x" not in words.pop()
+
+
+def test_a_reason_is_one_of_the_closed_set():
+    with pytest.raises(DataError, match="'no contents' is no reason; found: empty, .*; did you mean 'no content'"):
+        ItemError("no contents", "an empty scan")

@@ -1,5 +1,7 @@
 """What is asked of a fitted model: words, files, pictures, sounds and videos find their modality and their decoder."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -9,7 +11,7 @@ import soundfile
 from PIL import Image
 
 import fusemix as fm
-from fusemix.errors import DataError
+from fusemix.errors import DataError, EncoderError, MismatchError
 from fusemix.queries import modality_of
 from fusemix.state import Side
 
@@ -109,3 +111,53 @@ def test_a_video_asks_a_model_of_videos(tmp_path):
     model = fm.FuseMix(dim=8, epochs=2).fit(latents)
     model.use_encoder("video", watch)
     assert model.index(latents["video"]).search(tmp_path / "4.mp4", k=1)[0].id == "4.mp4"
+
+
+def test_files_that_the_users_own_code_decoded_are_never_decoded_by_ours(tmp_path):
+    (tmp_path / "enc.py").write_text(SCANS)
+    lines = ["scan,text"]
+    for i in range(12):
+        Image.new("L", (4, 4), 20 * i).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{'abcdefghijkl'[i]}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    bright, read, invert = (f"{tmp_path / 'enc.py'}:{name}" for name in ("bright", "read", "invert"))
+    pairs = fm.read_pairs(tmp_path / "t.csv", scan="scan", text="text")
+    latents = fm.extract(pairs, out=tmp_path / "l", scan=bright, text=read, decode={"scan": invert})
+    assert latents["scan"].numpy()[0].tolist() == [255, 1]
+    fm.FuseMix(dim=8, epochs=2).fit(latents).save(tmp_path / "m")
+    model = fm.FuseMix.load(tmp_path / "m").use_encoder("scan", bright)
+    with pytest.raises(EncoderError, match=r"scan files were decoded by enc:invert; name this decoder: --decode scan="):
+        model.embed([tmp_path / "3.png"], "scan")
+    np.testing.assert_allclose(model.embed([195], "scan"), model.embed_latents("scan", [[195.0, 1.0]]), atol=1e-6)
+    with pytest.raises(MismatchError, match="this is not the decoder of 'scan' that the model was fitted on: name"):
+        model.use_encoder("scan", bright, decode=f"{tmp_path / 'enc.py'}:same")
+    model.use_encoder("scan", bright, decode=invert)
+    np.testing.assert_allclose(model.embed([tmp_path / "3.png"], "scan"), model.embed([195], "scan"))
+    for name, words in (("broken.png", "decode failed: UnidentifiedImageError"), ("none.png", "missing: no file")):
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+        with pytest.raises(DataError, match=f"{name}: {words}"):
+            model.embed([tmp_path / name], "scan")
+    with pytest.raises(DataError, match="the encoder of 'scan' gave no latent for it"):
+        model.embed([-1], "scan")
+    model.index(latents["scan"]).save(tmp_path / "i")
+    words = [sys.executable, "-m", "fusemix", "search", "i", "3.png", "-k", "1", "--scan", "enc.py:bright"]
+    done = subprocess.run([*words, "--decode", "scan=enc.py:invert"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert model.index(latents["scan"]).search(195, 1, "scan")[0].id in done.stdout
+
+
+SCANS = """
+from PIL import Image
+
+def invert(path):
+    return 255 - Image.open(path).getpixel((0, 0))
+
+def same(path):
+    return Image.open(path).getpixel((0, 0))
+
+def bright(values):
+    return [None if value < 0 else [value, 1] for value in values]
+
+def read(texts):
+    return [[text.count(c) for c in "abcdefghijkl"] for text in texts]
+"""

@@ -1,19 +1,23 @@
 """The work on shards: batches of like length, failures that stop or are tried again, and never a shifted latent."""
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 
 from fusemix.data.media import ItemError
 from fusemix.data.pairs import read_pairs
-from fusemix.errors import EncoderError, MismatchError, TooManyFailuresError
+from fusemix.data.store import LatentStore
+from fusemix.errors import DataError, EncoderError, MismatchError, TooManyFailuresError
 from fusemix.extraction import extract
 
 
@@ -192,16 +196,58 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved_and_the_shard_says_so(tm
     np.testing.assert_allclose(
         latents["a"].numpy()[latents.rows["a"]], np.stack([truth(text) for text in texts]), atol=1e-3
     )
-    from fusemix.data.store import LatentStore
-
     assert LatentStore.open(tmp_path / "out" / "a" / "l").read(0).halved
 
-    def never(latents, texts):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    def narrow(latents, texts):
+        if texts[0] == texts_of(24)[5] or len(texts) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return latents
 
-    encoder.change = never
-    with pytest.raises(torch.OutOfMemoryError):
-        extract(pairs, out=tmp_path / "out2", a=encoder, b=plain)
+    encoder.change = narrow
+    latents = extract(pairs, out=tmp_path / "out2", a=encoder, b=plain)
+    assert [(reason, row) for _, reason, row in failed(tmp_path / "out2")] == [("too large", 6)]
+    assert len(latents) == 23
+
+
+def test_a_mended_file_of_another_size_changes_the_batches_and_the_bytes_are_still_those_of_one_run(tmp_path):
+    class Sizes:
+        takes, batch_size, source, variable_length = "file", 4, "sizes", True
+        fingerprint = {"loader": "own", "name": "sizes"}
+
+        def encode(self, paths):
+            sizes = [len(path.read_bytes()) for path in paths]
+            return np.array([[size, size * (1 + 1e-3 * sum(sizes))] for size in sizes], np.float32)
+
+    pairs = files(tmp_path, 12, missing=[5])
+    for i in range(12):
+        if i != 5:
+            (tmp_path / f"{i}.bin").write_bytes(bytes(i + 1))
+    options = {"max_failed": 1, "f": Sizes(), "b": plain}
+    assert len(extract(pairs, out=tmp_path / "out", **options)) == 11
+    (tmp_path / "5.bin").write_bytes(bytes(50))
+    latents = extract(pairs, out=tmp_path / "out", retry_failed=True, **options)
+    assert latents["f"].numpy()[:, 0].tolist() == [50 if i == 5 else i + 1 for i in range(12)]
+    extract(pairs, out=tmp_path / "whole", **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_shard_that_was_halved_says_so_after_a_retry_too(tmp_path):
+    pairs = files(tmp_path, 12, missing=[9])
+    full = [True]
+
+    def read(paths):
+        if full[0] and len(paths) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read_files(paths)
+
+    read.takes, read.batch_size = "file", 4
+    options = {"out": tmp_path / "out", "max_failed": 1, "f": read, "b": plain}
+    extract(pairs, **options)
+    full[0] = False
+    (tmp_path / "9.bin").write_bytes(b"\x09")
+    assert len(extract(pairs, retry_failed=True, **options)) == 12
+    store = LatentStore.open(next((tmp_path / "out" / "f").glob("*")))
+    assert store.read(0).halved  # two of its three batches were kept
 
 
 def test_an_encoder_that_changed_behind_its_fingerprint_is_caught_by_its_canaries(tmp_path):
@@ -231,6 +277,71 @@ def test_a_service_that_changed_behind_its_name_is_caught_by_its_answers(tmp_pat
         extract(pairs, out=tmp_path / "out", shard_items=4, a=service, b=plain)
     turned.clear()
     assert len(extract(pairs, out=tmp_path / "out", shard_items=4, a=service, b=plain)) == 12
+
+
+def test_a_service_inside_of_a_cocktail_is_asked_again_too(tmp_path):
+    pairs = read_pairs(table(tmp_path, texts_of(12)), a="a", b="b")
+    (tmp_path / "service.py").write_text(SERVICE)
+    options = {"out": tmp_path / "out", "shard_items": 4, "b": plain}
+    spec = f"{tmp_path / 'service.py'}:one+{tmp_path / 'service.py'}:two"
+    extract(pairs, a=spec, **options)
+    next((tmp_path / "out" / "a").glob("*/shard-00001.*")).unlink()
+    (tmp_path / "turned").touch()
+    with pytest.raises(MismatchError, match="answers differently than when"):
+        extract(pairs, a=spec, **options)
+    (tmp_path / "turned").unlink()
+    assert len(extract(pairs, a=spec, **options)) == 12
+
+
+SERVICE = """
+from pathlib import Path
+
+def one(texts):
+    return [[len(text), 1] for text in texts]
+
+def two(texts):
+    turned = (Path(__file__).parent / "turned").exists()
+    return [[-3 if turned else 3, len(text)] for text in texts]
+"""
+
+
+@pytest.mark.parametrize("stored", ["tar", "table"])
+def test_a_decoder_of_ones_own_gets_the_bytes_of_what_is_no_file_of_its_own(tmp_path, stored):
+    got = []
+
+    def scan(content):
+        got.append(content)
+        return content[0]
+
+    if stored == "tar":
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for i in range(4):
+                for suffix, content in (("scan", bytes([i, 7])), ("txt", f"text {i}".encode())):
+                    member = tarfile.TarInfo(f"{i}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        pairs = read_pairs(tmp_path / "t.tar", f="scan", b="text")
+    else:
+        columns = {"f": [bytes([i, 7]) for i in range(4)], "b": [f"text {i}" for i in range(4)]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+        pairs = read_pairs(tmp_path / "t.parquet", f="f", b="b")
+    value = lambda numbers: [[number, 1] for number in numbers]  # noqa: E731
+    latents = extract(pairs, out=tmp_path / "out", decode={"f": scan}, f=value, b=plain)
+    assert sorted(got) == [bytes([i, 7]) for i in range(4)]
+    assert latents["f"].numpy()[:, 0].tolist() == [0, 1, 2, 3]
+
+    def read(contents):
+        return [[content[0], 1] for content in contents]
+
+    read.takes = "file"
+    again = extract(pairs, out=tmp_path / "whole", f=read, b=plain)
+    assert again["f"].numpy().tolist() == latents["f"].numpy().tolist()
+
+
+def test_a_decoder_of_texts_is_refused(tmp_path):
+    pairs = read_pairs(table(tmp_path, ["one", "two"]), a="a", b="b")
+    with pytest.raises(DataError, match="a decoder is given for 'a', whose items are texts; only files are decoded"):
+        extract(pairs, out=tmp_path / "out", decode={"a": plain}, a=plain, b=plain)
 
 
 def test_a_decoder_of_ones_own_reads_any_file(tmp_path):
@@ -281,7 +392,7 @@ def test_latents_that_change_their_width_are_refused(tmp_path):
         return np.ones((len(texts), next(widths)))
 
     grows.batch_size = 4
-    with pytest.raises(EncoderError, match=r"latents of \[2, 3\] dimensions"):
+    with pytest.raises(EncoderError, match="latents of 2 and 3 dimensions"):
         extract(pairs, out=tmp_path / "out", a=grows, b=plain)
 
 

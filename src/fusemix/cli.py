@@ -40,7 +40,7 @@ Source = Annotated[
     ),
 ]
 Column = Annotated[
-    str | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of the items, and what encodes them.")
+    list[str] | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of the items, and what encodes them.")
 ]
 Group = Annotated[
     str | None, typer.Option(help="Column of what must stay in one split (default: the items that are not text).")
@@ -157,8 +157,8 @@ def extract(
     encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
     pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
     chosen: dict[str, Any] = {
-        "pooling": _named(pooling),
-        "decode": _named(decode),
+        "pooling": _named("pooling", pooling),
+        "decode": _named("decode", decode),
         "precision": precision,
         "max_failed": max_failed,
     }
@@ -172,7 +172,7 @@ def extract(
         result = {"rows": len(pairs), "modalities": {name: asdict(cost) for name, cost in forecast.items()}}
         say(json.dumps(result, indent=2)) if as_json else show_survey(forecast, len(pairs), out)
         return
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    if fm.engines.ranks()[0] != 0:  # of several processes one speaks
         return
     result = fm.extraction.summary(pairs, latents, out)
     say(json.dumps(result, indent=2)) if as_json else show_extraction(result)
@@ -281,24 +281,27 @@ def search(
     k: Annotated[int, typer.Option("-k", help="Number of hits.", min=1)] = 10,
     modality: Annotated[str | None, typer.Option("--from", help="What the query is (default: by its type).")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="ENCODER", help="What encodes pictures, if it is your own code.")
+        list[str] | None, typer.Option(metavar="ENCODER", help="What encodes pictures, if it is your own code.")
     ] = None,
     text: Annotated[
-        str | None, typer.Option(metavar="ENCODER", help="What encodes texts, if it is your own code.")
+        list[str] | None, typer.Option(metavar="ENCODER", help="What encodes texts, if it is your own code.")
     ] = None,
+    decode: Decode = None,
     as_json: Json = False,
 ) -> None:
     """Find the items nearest to a text or a file.
 
-    An index never runs code by itself: a modality that your own function encoded needs --NAME module:function here.
+    An index never runs code by itself: a modality that your own function encoded needs --NAME module:function here, and
+    one that your own function decoded needs --decode.
     """
     import fusemix as fm
     from fusemix.data.media import is_file
     from fusemix.terminal import show_hits
 
     opened = fm.open_index(folder)
-    for name, encoder in _modalities(context, image, text).items():
-        opened.model.use_encoder(name, encoder)
+    encoders, decoders = _modalities(context, image, text), _named("decode", decode)
+    for name in {**encoders, **decoders}:
+        opened.model.use_encoder(name, encoders.get(name), decode=decoders.get(name))
     path = Path(query)
     hits = opened.search(path if is_file(path) else query, k, modality)
     if as_json:
@@ -307,10 +310,10 @@ def search(
     show_hits(hits)
 
 
-def _modalities(context: typer.Context, image: str | None, text: str | None) -> dict[str, str]:
+def _modalities(context: typer.Context, image: list[str] | None, text: list[str] | None) -> dict[str, str]:
     """Collect --image, --text and every --NAME VALUE that is no option of the command."""
     words = list(context.args)
-    others: dict[str, str] = {}
+    others: list[tuple[str, str]] = []
     while words:
         word = words.pop(0)
         name, joined, value = word.removeprefix("--").partition("=") if word.startswith("--") else ("", "", "")
@@ -319,17 +322,30 @@ def _modalities(context: typer.Context, image: str | None, text: str | None) -> 
         known = [option.lstrip("-") for p in context.command.params for option in p.opts]
         if not name or not value or value.startswith("--"):
             raise DataError(f"{word!r} is no option of this command; {choices(word.lstrip('-'), known)}")
-        others[name] = value
-    given = {"image": image, **others, "text": text}
-    return {name: value for name, value in given.items() if value is not None}
+        others.append((name, value))
+    given = [*(("image", value) for value in image or ()), *others, *(("text", value) for value in text or ())]
+    return _once(given, "--{0} {1}")
 
 
-def _named(words: list[str] | None) -> dict[str, str]:
-    """Read NAME=VALUE words."""
+def _named(option: str, words: list[str] | None) -> dict[str, str]:
+    """Read the NAME=VALUE words of an option."""
     for word in words or ():
         if "=" not in word:
-            raise DataError(f"{word!r}: wanted NAME=VALUE, such as image=mean")
-    return dict(word.split("=", 1) for word in words or ())
+            raise DataError(f"--{option} {word}: wanted NAME=VALUE, NAME being a modality")
+    return _once(
+        [(name, value) for name, _, value in (word.partition("=") for word in words or ())], f"--{option} {{0}}={{1}}"
+    )
+
+
+def _once(given: list[tuple[str, str]], form: str) -> dict[str, str]:
+    """Refuse a name that is given twice: one of the two would be lost."""
+    found: dict[str, str] = {}
+    for name, value in given:
+        if name in found:
+            twice = " and ".join(form.format(name, each) for each in (found[name], value))
+            raise DataError(f"{twice}: {name!r} is given twice; give each modality a word of its own")
+        found[name] = value
+    return found
 
 
 def _bars(quiet: bool) -> "Bars":
@@ -339,7 +355,7 @@ def _bars(quiet: bool) -> "Bars":
 
 
 def main() -> None:
-    """Run the command line; exit 2 for a user's mistake, 1 for a failure, 3 for too many failed items.
+    """Run the command line; exit 2 for a user's mistake, 1 for a disk that failed, 3 for too many failed items.
 
     130 on Ctrl-C and 143 on SIGTERM, with the command that goes on.
     """
@@ -355,9 +371,11 @@ def main() -> None:
         complain(str(error))
         sys.exit(2)
     except OSError as error:
-        complain(f"{error}; nothing that was finished is lost")
+        complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         sys.exit(1)
     except SystemExit as stop:
         if stop.code in (130, 143):
-            complain(f"interrupted; to go on: {shlex.join(['fusemix', *sys.argv[1:]])}")
+            # Of all verbs this one goes on where it was; under torchrun nobody knows here how it was started.
+            goes_on = sys.argv[1:2] == ["extract"] and "TORCHELASTIC_RUN_ID" not in os.environ
+            complain("interrupted" + (f"; to go on: {shlex.join(['fusemix', *sys.argv[1:]])}" if goes_on else ""))
         raise

@@ -5,12 +5,11 @@ rename is the commit. Nothing that carries its final name is ever opened for wri
 the same file: each has a temporary name of its own, and the last rename wins whole.
 """
 
+import errno
 import os
 import socket
 import time
 from pathlib import Path
-
-from fusemix.errors import StoreError
 
 HOST = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
 # A leftover of another machine on a shared disk: nobody can see from here whether its writer lives.
@@ -21,8 +20,8 @@ def write(path: Path, content: bytes) -> None:
     """Commit `content` to `path`, whole or not at all.
 
     Raises:
-        OSError: the disk refused; names the path. What `path` held before is untouched.
-        StoreError: the disk took the bytes and gave back others.
+        OSError: the disk refused, or took the bytes and gave back others; names the path. What `path` held before is
+            untouched.
     """
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
@@ -33,7 +32,7 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         # A short or silent failure of the write shows here, before the name exists.
         if temporary.read_bytes() != content:
-            raise StoreError(f"{path}: what was read back differs from what was written; check the disk")
+            raise OSError(errno.EIO, "what was read back differs from what was written; check the disk")
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -49,7 +48,10 @@ def remove_leftovers(folder: Path) -> None:
         if host.endswith(f".{HOST}") and pid.isdigit():
             abandoned = int(pid) == os.getpid() or not _runs(int(pid))
         else:
-            abandoned = time.time() - path.stat().st_mtime > FOREIGN_LEFTOVER_SECONDS
+            try:
+                abandoned = time.time() - path.stat().st_mtime > FOREIGN_LEFTOVER_SECONDS
+            except FileNotFoundError:  # its writer has just finished
+                continue
         if abandoned:
             path.unlink(missing_ok=True)
 

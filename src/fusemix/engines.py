@@ -6,15 +6,18 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from fusemix.data.pairs import Items
 from fusemix.data.store import LatentStore
-from fusemix.encoders import Encoder, load_encoder
+from fusemix.encoders import Encoder, absolute, load_encoder
 from fusemix.encoders.canaries import check_canaries
+from fusemix.encoders.function import FunctionEncoder, load_function
 from fusemix.encoders.vectors import Precomputed
-from fusemix.errors import DataError, MissingExtraError, choices
+from fusemix.errors import FusemixError, MissingExtraError
+from fusemix.pipeline import Pipeline
 from fusemix.progress import Progress, silent
-from fusemix.shards import Work, check_answers, fill
+from fusemix.shards import Work, fill
 
 ENGINES = ("local", "ray")
 BARRIER = timedelta(days=30)  # a rank waits for the slowest shard of the others, not for a network
@@ -31,7 +34,7 @@ class Job:
         given: the latents that the user brings, instead of an encoder.
         pooling: instead of the default of the architecture.
         precision: instead of what the device does best.
-        decode: the user's own decoder.
+        decode: the user's own decoder, or its name.
         max_failed: largest share of the first 1,000 items that may fail.
     """
 
@@ -41,7 +44,7 @@ class Job:
     given: Precomputed | None
     pooling: str | None
     precision: str | None
-    decode: Callable[..., Any] | None
+    decode: str | Callable[..., Any] | None
     max_failed: float
 
     def load(self) -> Encoder:
@@ -50,12 +53,28 @@ class Job:
             return self.given
         return load_encoder(self.spec, self.items.kind, pooling=self.pooling, precision=self.precision)
 
-    def work(self, encoder: Encoder, progress: Progress) -> Work:
-        """Open the store and hold the encoder to the one that started it."""
-        store = LatentStore.open(self.folder)
+    def decoder(self) -> FunctionEncoder | None:
+        """Load the user's own decoder; it is described as an encoder is."""
+        if isinstance(self.decode, str):
+            return load_function(self.decode)
+        return FunctionEncoder(self.decode) if self.decode is not None else None
+
+    def pipeline(self, encoder: Encoder) -> Pipeline:
+        """Join what makes the latents."""
+        decoder = self.decoder()
+        return Pipeline(self.items, encoder, decoder.function if decoder is not None else None)
+
+    def work(self, progress: Progress) -> Work:
+        """Open the store, load the encoder and hold it to the one that started it."""
+        store, encoder = LatentStore.open(self.folder), self.load()
         if store.canaries is not None:
             check_canaries(encoder, store.canaries)
-        return Work(store, self.items, encoder, self.decode, self.max_failed, progress)
+        return Work(store, self.pipeline(encoder), self.max_failed, progress)
+
+    def count_done(self, shards: Sequence[int]) -> int:
+        """Count the items that are not in these shards."""
+        store = LatentStore.open(self.folder)
+        return len(self.items) - sum(len(store.items_of(shard)) for shard in shards)
 
 
 def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> None:
@@ -64,11 +83,9 @@ def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> Non
     Under torchrun every process calls this and does its share, whatever the engine.
 
     Raises:
-        DataError: no such engine.
-        FusemixError: whatever `shards.fill` raises.
+        FusemixError: whatever `shards.fill` raises, or a cluster that fails.
     """
-    if engine not in ENGINES:
-        raise DataError(f"no engine {engine!r}; {choices(engine, ENGINES)}")
+    assert engine in ENGINES, "checked before anything was written"
     rank, world = ranks()
     if job.given is None and world > 1:
         mine = [shard for shard in shards if shard % world == rank]
@@ -109,12 +126,8 @@ def barrier() -> None:
 
 
 def _run_here(job: Job, shards: Sequence[int], progress: Progress) -> None:
-    if not shards:
-        return
-    work = job.work(job.load(), progress)
-    check_answers(work, shards)
-    done = len(job.items) - sum(len(work.store.items_of(shard)) for shard in shards)
-    fill(work, shards, done)
+    if shards:
+        fill(job.work(progress), shards, job.count_done(shards))
 
 
 def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
@@ -123,43 +136,55 @@ def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
         import ray
     except ModuleNotFoundError as error:
         raise MissingExtraError("ray", "scale", "the engine 'ray'") from error
-    from fusemix.errors import FusemixError
+    import torch
 
     started = not ray.is_initialized()
     if started:
         ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
     try:
-        import torch
-
-        sent = ray.put(replace(job, folder=job.folder.resolve()))
+        sent = ray.put(_anywhere(job))
         gpus = 1 if torch.cuda.is_available() else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_ray_task)
-        store = LatentStore.open(job.folder)
-        waiting = {task.remote(sent, list(shards), shard): shard for shard in shards}
-        done = len(job.items) - sum(len(store.items_of(shard)) for shard in shards)
+        key, store = uuid4().hex, LatentStore.open(job.folder)
+        waiting = {task.remote(sent, key, shard): shard for shard in shards}
+        done, failed = job.count_done(shards), 0
         while waiting:
             (finished, *_), _ = ray.wait(list(waiting))
             shard = waiting.pop(finished)
             try:
                 ray.get(finished)
-            except ray.exceptions.RayTaskError as error:
+            except ray.exceptions.RayError as error:
                 for other in waiting:
                     ray.cancel(other)
-                raise (error.cause if isinstance(error.cause, FusemixError) else error) from None
+                raise _ray_failure(error) from None
             done += len(store.items_of(shard))
-            progress(f"extract {job.items.name}", done, len(job.items))
+            failed += len(store.failures_of(shard))
+            progress(f"extract {job.items.name}", done, len(job.items), f"{failed:,} failed" if failed else "")
     finally:
         if started:
             ray.shutdown()
 
 
-_WORK: dict[Path, Work] = {}  # of this worker process: an encoder loads once a process, not once a shard
+def _ray_failure(error: Exception) -> FusemixError:
+    """Return our own error that a task ended with, or tell what happened to the cluster."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, FusemixError):
+        return cause
+    last = str(error).strip().rpartition("\n")[2]
+    return FusemixError(f"the engine 'ray' failed with {type(error).__name__}: {last}; what is finished is kept")
 
 
-def _ray_task(job: Job, shards: Sequence[int], shard: int) -> None:
-    if job.folder not in _WORK:
+def _anywhere(job: Job) -> Job:
+    """Write every path in full: a worker does not work in this folder."""
+    items = replace(job.items, root=job.items.root.resolve())
+    return replace(job, items=items, folder=job.folder.resolve(), spec=absolute(job.spec), decode=absolute(job.decode))
+
+
+_WORK: dict[str, Work] = {}  # of this worker process: an encoder loads once a process, not once a shard
+
+
+def _ray_task(job: Job, key: str, shard: int) -> None:
+    if key not in _WORK:
         _WORK.clear()  # the encoder of the last modality leaves memory
-        work = job.work(job.load(), silent)
-        check_answers(work, shards)
-        _WORK[job.folder] = work
-    fill(_WORK[job.folder], [shard])
+        _WORK[key] = job.work(silent)
+    fill(_WORK[key], [shard])

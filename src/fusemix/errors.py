@@ -52,6 +52,10 @@ class TooManyFailuresError(FusemixError):
         super().__init__(message)
         self.failures = failures
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come whole out of another process."""
+        return type(self), (str(self), self.failures)
+
 
 class MissingExtraError(FusemixError, ImportError):
     """An optional dependency is not installed."""
@@ -59,6 +63,10 @@ class MissingExtraError(FusemixError, ImportError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         self.package, self.extra, self.purpose = package, extra, purpose
         super().__init__(f'{purpose} needs {package}, which is not installed: pip install "fusemix[{extra}]"')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come whole out of another process."""
+        return type(self), (self.package, self.extra, self.purpose)
 
 
 def choices(wanted: str, found: Iterable[str]) -> str:

@@ -18,11 +18,11 @@ from fusemix.data.store import Facts, Failure, LatentStore
 from fusemix.encoders import Encoder
 from fusemix.encoders.base import hash_json
 from fusemix.encoders.canaries import encode_canaries
-from fusemix.encoders.function import FunctionEncoder, load_function
 from fusemix.encoders.vectors import Precomputed, read_vectors
 from fusemix.engines import Job
 from fusemix.errors import DataError, MismatchError, TooManyFailuresError, choices
 from fusemix.progress import Progress, silent
+from fusemix.shards import Work, check_answers, check_failures
 
 EncoderSpec = str | Path | Encoder | Callable[..., Any]
 
@@ -55,10 +55,12 @@ def extract(
         pooling: modality=pooling where the default of the architecture is not wanted: "cls", "mean", "cls+mean", "last"
             or "pooler".
         decode: modality=your own decoder of one file (DICOM, GeoTIFF, ...): a function, or "module:function", from a
-            Path (or the bytes of an embedded file) to what the encoder takes.
+            Path (or the bytes of what lies in a tar or in the table) to what the encoder takes. It is called in
+            threads, and given up after a minute.
         precision: of the encoders' arithmetic, such as "bfloat16"; by default what the device does best.
         max_failed: stop when more than this share of the first 1,000 items of a modality fail.
-        retry_failed: try the failed items again, with the batches that they belong to.
+        retry_failed: try the failed items again, with the batches that they belong to; of sounds of any length, which
+            are dealt to batches by the size of their files, with all batches that a mended file makes anew.
         engine: "local", or "ray" to run the shards as tasks of a Ray cluster. Under torchrun the ranks share them.
         progress: called after every batch.
         **encoders: modality=encoder, see `load_encoder`; a .npy file of precomputed latents; nothing for a modality
@@ -79,11 +81,14 @@ def extract(
     durable.remove_leftovers(out)
     _write_pairs(out, pairs)
     # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.
-    jobs = {name: _start(job, dtype, shard_items) for name, job in jobs.items()}
+    started = [_start(job, dtype, shard_items, retry_failed) for job in jobs.values()]
+    jobs = {job.items.name: job for job, _ in started}
     engines.barrier()
     try:
-        for job in jobs.values():
-            engines.run(engine, job, _open_shards(job, retry_failed, progress), progress)
+        for job, shards in started:
+            progress(f"extract {job.items.name}", job.count_done(shards), len(job.items))
+            engines.run(engine, job, shards, progress)
+            check_failures(job.items, max_failed, LatentStore.open(job.folder).failures)  # of all ranks
     except TooManyFailuresError as error:
         _write_failed(out, pairs, jobs, error.failures)
         raise
@@ -124,23 +129,26 @@ def plan_jobs(pairs: Pairs, out: Path, given: Given) -> dict[str, Job]:
             raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
         require_files(items)
         spec = str(spec) if isinstance(spec, Path) else spec
-        own = _decoder(given.decode.get(name))
+        own = given.decode.get(name)
+        if own is not None and (ready is not None or items.kind == "text"):
+            what = "vectors" if ready is not None else "texts"
+            raise DataError(f"a decoder is given for {name!r}, whose items are {what}; only files are decoded")
         jobs[name] = Job(items, out, spec, ready, given.pooling.get(name), given.precision, own, given.max_failed)
     return jobs
 
 
 def summary(pairs: Pairs, latents: Latents, out: Path) -> dict[str, Any]:
-    """Account for every row and item of an extraction: in = encoded + failed, and why, from failed.parquet."""
+    """Account for every row and item of an extraction: encoded are the latents, failed what failed.parquet says."""
     failed = pa.parquet.read_table(out / "failed.parquet").to_pylist()
     splits = latents.splits.tolist()
     modalities = {}
     for name, items in pairs.items.items():
+        empty = int((pairs.rows[name] < 0).sum())
         reasons = Counter(row["reason"] for row in failed if row["modality"] == name)
-        empty = reasons.pop("empty", 0)
-        encoded = len(items) - reasons.total()
+        reasons.subtract({"empty": empty})
         modalities[name] = {
-            "items": len(items), "encoded": encoded, "failed": reasons.total(), "reasons": dict(reasons.most_common()),
-            "empty_cells": empty,
+            "items": len(items), "encoded": len(latents.items[name]), "failed": reasons.total(),
+            "reasons": {reason: count for reason, count in reasons.most_common() if count}, "empty_cells": empty,
         }  # fmt: skip
     unread = Counter(row["reason"] for row in failed if row["modality"] == "")
     return {
@@ -175,13 +183,9 @@ def _precomputed(pairs: Pairs, name: str, spec: EncoderSpec | None) -> tuple[Ite
     return items, None
 
 
-def _decoder(spec: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
-    return load_function(spec).function if isinstance(spec, str) else spec
-
-
-def _start(job: Job, dtype: str, shard_items: int) -> Job:
-    """Start the store of one modality, or go on with it; the job then knows its folder."""
-    items, encoder = job.items, job.load()
+def _start(job: Job, dtype: str, shard_items: int, retry_failed: bool) -> tuple[Job, list[int]]:
+    """Start the store of one modality, or go on with it; the job then knows its folder, and which shards are to do."""
+    items, encoder, decoder = job.items, job.load(), job.decoder()
     facts = Facts(
         modality=items.name,
         kind=items.kind,
@@ -192,7 +196,7 @@ def _start(job: Job, dtype: str, shard_items: int) -> Job:
         shard_items=shard_items,
         batch_size=encoder.batch_size,
         dtype=dtype,
-        decode=FunctionEncoder(job.decode).fingerprint if job.decode is not None else None,
+        decode=decoder.fingerprint if decoder is not None else None,
     )
     folder = job.folder / items.name / _slug(encoder.fingerprint["name"])
     others = sorted(path.parent.name for path in folder.parent.glob("*/facts.json") if path.parent != folder)
@@ -201,19 +205,13 @@ def _start(job: Job, dtype: str, shard_items: int) -> Job:
             f"{folder.parent} holds latents of another encoder (was {others[0]}, is {folder.name}); "
             "give another output folder, or delete this one to start again"
         )
-    LatentStore.create(folder, facts, items, lambda: encode_canaries(encoder))
-    return replace(job, folder=folder)
-
-
-def _open_shards(job: Job, retry_failed: bool, progress: Progress) -> list[int]:
-    """Return the shards that are to be done, and tell how much is done already."""
-    store = LatentStore.open(job.folder)
+    store = LatentStore.create(folder, facts, items, lambda: encode_canaries(encoder))
     missing = store.missing()
     again = [s for s in range(store.shards) if s not in missing and store.failures_of(s)] if retry_failed else []
     shards = sorted(missing + again)
-    count = len(job.items)
-    progress(f"extract {job.items.name}", count - sum(len(store.items_of(shard)) for shard in shards), count)
-    return shards
+    if shards and engines.ranks()[0] == 0:  # of several processes one asks
+        check_answers(Work(store, job.pipeline(encoder), job.max_failed, silent), shards)
+    return replace(job, folder=folder), shards
 
 
 def _write_pairs(out: Path, pairs: Pairs) -> None:

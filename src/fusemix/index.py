@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fusemix import durable
+from fusemix.data.items import located
+from fusemix.data.media import Span, is_file
 from fusemix.errors import DataError, StoreError
 
 FORMAT = "fusemix-index-1"
@@ -27,8 +29,8 @@ class QueryModel(Protocol):
         """Embed raw items, (n, S) unit norm."""
         ...
 
-    def use_encoder(self, modality: str, encoder: Any) -> Any:
-        """Encode raw items of a modality with this encoder."""
+    def use_encoder(self, modality: str, encoder: Any = None, *, decode: Any = None) -> Any:
+        """Encode raw items of a modality with this encoder and this decoder."""
         ...
 
     def save(self, folder: str | Path) -> None:
@@ -44,7 +46,7 @@ class Hit:
         id: of the item.
         score: cosine, higher is better.
         modality: of the item.
-        path: its file, if it is one.
+        path: its file, if it is one, or its part of a tar as "000.tar#512+1034".
         text: the text itself, if it is one.
     """
 
@@ -161,9 +163,17 @@ class Index:
             raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
 
     def _hit(self, row: int, score: float) -> Hit:
-        value = self.items["value"][row].as_py()
-        path = str(self.root / value) if value is not None and self.kind != "text" else None
-        return Hit(self.items["id"][row].as_py(), score, self.modality, path, value if self.kind == "text" else None)
+        id_, value = self.items["id"][row].as_py(), self.items["value"][row].as_py()
+        if self.kind == "text":
+            return Hit(id_, score, self.modality, None, value)
+        return Hit(id_, score, self.modality, self._path(value), None)
+
+    def _path(self, value: str | None) -> str | None:
+        """Return where an item lies; the name of a file that a table embeds is no file here."""
+        if value is None:
+            return None
+        place = located(self.root / value)
+        return str(self.root / value) if is_file(place.path if isinstance(place, Span) else place) else None
 
 
 def _best(scores: Tensor, k: int) -> Tensor:

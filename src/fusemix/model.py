@@ -17,13 +17,13 @@ from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.data.store import difference
-from fusemix.encoders import Encoder, encode_batch
+from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
 from fusemix.fit import Sides, embed, fit_adapters
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
-from fusemix.queries import decode, matching_encoder, modality_of, trusted_source
+from fusemix.queries import Asker, modality_of
 from fusemix.state import Side, State, id_hashes
 
 PARAMETERS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "recipe", "seed", "device")
@@ -93,7 +93,7 @@ class FuseMix:
         self.recipe = recipe
         self.seed = seed
         self.device = device
-        self._encoders: dict[str, Encoder] = {}
+        self._askers: dict[str, Asker] = {}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments; with it `sklearn.base.clone` works."""
@@ -154,7 +154,7 @@ class FuseMix:
         fitted = fit_adapters(train, val, config, device, progress)
         first, second = train.modalities
         self.modalities_ = (first, second)
-        self._encoders = {}
+        self._askers = {}
         self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
         self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
@@ -217,26 +217,25 @@ class FuseMix:
         if not len(items):
             return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
         modality = modality or modality_of(items[0], self._fitted().sides_)
-        encoder, kind = self.encoder(modality), self._side(modality).kind
-        raw = [decode(item, kind, encoder) for item in items]
-        parts = [raw[i : i + encoder.batch_size] for i in range(0, len(raw), encoder.batch_size)]
-        return self.embed_latents(modality, np.concatenate([encode_batch(encoder, part) for part in parts]))
+        return self.embed_latents(modality, self._asker(modality).encode(items))
 
     def encoder(self, modality: str) -> Encoder:
         """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
-        if modality not in self._encoders:
-            self.use_encoder(modality, trusted_source(modality, self._side(modality)))
-        return self._encoders[modality]
+        return self._asker(modality).encoder
 
-    def use_encoder(self, modality: str, encoder: Any) -> Self:
-        """Encode raw items of a modality with this encoder (anything `load_encoder` takes).
+    def use_encoder(self, modality: str, encoder: Any = None, *, decode: Any = None) -> Self:
+        """Encode raw items of a modality with this encoder, and decode their files with this decoder.
+
+        Args:
+            modality: of the model.
+            encoder: anything `load_encoder` takes; None is the one that the model names.
+            decode: your own decoder, or its name, of a modality that was extracted with one.
 
         Raises:
+            EncoderError: it does not load.
             MismatchError: its fingerprint, or what it makes of the canary items, is not what the model was fitted on.
         """
-        self._encoders[modality] = matching_encoder(
-            modality, self._side(modality), encoder, self.canaries_.get(modality)
-        )
+        self._asker(modality).use(encoder, decode)
         return self
 
     def evaluate(self, latents: Latents) -> Evaluation:
@@ -322,6 +321,11 @@ class FuseMix:
             raise DataError(f"the model has no modality {modality!r}; {choices(modality, sides)}")
         return sides[modality]
 
+    def _asker(self, modality: str) -> Asker:
+        if modality not in self._askers:
+            self._askers[modality] = Asker(modality, self._side(modality), self.canaries_.get(modality))
+        return self._askers[modality]
+
     def _check(self, latents: Latents) -> None:
         """Refuse latents that are not of this model's encoders."""
         if set(latents.modalities) != set(self.modalities_):
@@ -334,7 +338,7 @@ class FuseMix:
 
     def _check_side(self, items: ItemLatents) -> None:
         side = self._side(items.modality)
-        differs = difference(side.encoder, items.encoder)
+        differs = difference(side.encoder, items.encoder) or difference(side.decode, items.decode, "decode")
         if differs:
             raise MismatchError(
                 f"the {items.modality} latents come from another encoder than the model was fitted on: {differs}; "
@@ -391,4 +395,4 @@ def _device(name: str | None) -> torch.device:
 
 
 def _side(items: ItemLatents) -> Side:
-    return Side(items.kind, items.latents.shape[1], items.encoder, items.source)
+    return Side(items.kind, items.latents.shape[1], items.encoder, items.source, items.decode)

@@ -1,25 +1,30 @@
 """Raw items that come to a fitted model: which modality they are, and the one encoder that may encode them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fusemix.data.images import load_image
 from fusemix.data.items import SUFFIXES, located
-from fusemix.data.media import ItemError, Source
+from fusemix.data.media import ItemError, Source, handed
 from fusemix.data.sounds import load_sound
 from fusemix.data.store import difference
 from fusemix.data.videos import load_frames
-from fusemix.encoders import Encoder, load_encoder, runs_code
+from fusemix.encoders import Encoder, encode_batch, load_encoder, runs_code
+from fusemix.encoders.base import Latent
 from fusemix.encoders.canaries import check_canaries
-from fusemix.errors import DataError, EncoderError, MismatchError
+from fusemix.encoders.function import FunctionEncoder, load_function
+from fusemix.errors import DataError, EncoderError, FusemixError, MismatchError
 from fusemix.sound import Sound
 from fusemix.state import Side
 
 MEDIA = ("audio", "file", "image", "video")  # kinds of items that are files
-_LOADERS: dict[str, Callable[[Source], Any]] = {"image": load_image, "audio": load_sound, "video": load_frames}
+_LOADERS: dict[str, Callable[[Source], Any]] = {
+    "image": load_image, "audio": load_sound, "video": load_frames, "file": handed,
+}  # fmt: skip
 
 
 def modality_of(item: Any, sides: Mapping[str, Side]) -> str:
@@ -47,52 +52,107 @@ def modality_of(item: Any, sides: Mapping[str, Side]) -> str:
     )
 
 
-def decode(item: Any, kind: str, encoder: Encoder) -> Any:
-    """Return what an encoder gets for an item of a kind: a file is decoded, what is decoded already passes.
+class Asker:
+    """What encodes the raw items of one modality of a model: the encoder, and the user's decoder if there is one.
 
-    Raises:
-        DataError: a file that cannot be used.
+    Args:
+        modality: the user's word.
+        side: what the model knows of it.
+        canaries: what the encoder made of its canary items, (16, D), or None.
     """
-    form = kind if encoder.takes == "any" else encoder.takes
-    if form not in _LOADERS or not isinstance(item, (str, Path)):
-        return item
-    try:
-        return _LOADERS[form](located(Path(item)))
-    except ItemError as error:
-        raise DataError(f"{item}: {error.reason}: {error}") from error
 
+    def __init__(self, modality: str, side: Side, canaries: Tensor | None) -> None:
+        self.modality, self.side, self.canaries = modality, side, canaries
+        self._encoder: Encoder | None = None
+        self._decoder: Callable[[Any], Any] | None = None
 
-def trusted_source(modality: str, side: Side) -> str:
-    """Return how to load the encoder of a modality again, if that runs no code which a folder names.
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; that of the model unless `use` was given another."""
+        if self._encoder is None:
+            self.use(None, None)
+            assert self._encoder is not None
+        return self._encoder
 
-    Raises:
-        EncoderError: there is no encoder, or it is the user's own code.
-    """
-    if side.encoder.get("loader") == "vectors" or side.source == "":
-        raise EncoderError(
-            f"the latents of {modality!r} were given ready-made, so raw {modality} items cannot be encoded"
-        )
-    if runs_code(side.source):
-        raise EncoderError(
-            f"{modality!r} was encoded by {side.source}; a saved model never runs code by itself: "
-            f"name the encoder yourself (--{modality} {side.source}, or model.use_encoder)"
-        )
-    return side.source
+    def use(self, encoder: Any, decode: Any) -> None:
+        """Take an encoder and a decoder, and hold them to those that the model was fitted on.
 
+        The encoder is loaded with the pooling and in the precision of that one, whatever this device would choose.
 
-def matching_encoder(modality: str, side: Side, spec: Any, canaries: Tensor | None) -> Encoder:
-    """Load an encoder and hold it to the fingerprint and the canaries that the model was fitted on.
+        Args:
+            encoder: anything `load_encoder` takes; None is the one that the model names.
+            decode: a function or its name, of a modality that was extracted with one; None leaves it as it is.
 
-    It is loaded with the pooling and in the precision of that encoder, whatever this device would choose by itself.
+        Raises:
+            EncoderError: one does not load, or only by running code that a folder names.
+            MismatchError: one is another; the message names the field.
+        """
+        if decode is not None:
+            decoder = load_function(decode) if isinstance(decode, str) else FunctionEncoder(decode)
+            self._hold("decoder", self.side.decode, decoder.fingerprint)
+            self._decoder = decoder.function
+        spec = encoder if encoder is not None else self._trusted_source()
+        pooling, precision = self.side.encoder.get("pooling"), self.side.encoder.get("dtype")
+        loaded = load_encoder(spec, self.side.kind, pooling=pooling, precision=precision)
+        self._hold("encoder", self.side.encoder, loaded.fingerprint)
+        if self.canaries is not None:
+            check_canaries(loaded, self.canaries)
+        self._encoder = loaded
 
-    Raises:
-        MismatchError: it is another one; the message names the field.
-    """
-    pooling, precision = side.encoder.get("pooling"), side.encoder.get("dtype")
-    encoder = load_encoder(spec, side.kind, pooling=pooling, precision=precision)
-    differs = difference(side.encoder, encoder.fingerprint)
-    if differs:
-        raise MismatchError(f"this is not the encoder of {modality!r} that the model was fitted on: {differs}")
-    if canaries is not None:
-        check_canaries(encoder, canaries)
-    return encoder
+    def encode(self, items: Sequence[Any]) -> Latent:
+        """Encode n raw items, files or what is decoded already, to (n, D).
+
+        Raises:
+            DataError: a file that cannot be used, or an item that the encoder refuses.
+            EncoderError: the encoder does not load, or the files need the user's decoder.
+        """
+        size = self.encoder.batch_size
+        raw = [self._decode(item) for item in items]
+        parts = [encode_batch(self.encoder, raw[i : i + size]) for i in range(0, len(raw), size)]
+        for item, latent in zip(items, (row for part in parts for row in part), strict=True):
+            if not len(latent) or not np.isfinite(latent).all():
+                raise DataError(f"{item}: the encoder of {self.modality!r} gave no latent for it")
+        return np.concatenate(parts)
+
+    def _decode(self, item: Any) -> Any:
+        form = self.side.kind if self.encoder.takes == "any" else self.encoder.takes
+        if form == "text" or not isinstance(item, (str, Path)):
+            return item
+        try:
+            source = located(Path(item))
+            return _LOADERS[form](source) if self.side.decode is None else self._decode_as_the_user(handed(source))
+        except ItemError as error:
+            raise DataError(f"{item}: {error.reason}: {error}") from error
+
+    def _decode_as_the_user(self, source: Path | bytes) -> Any:
+        assert self.side.decode is not None
+        if self._decoder is None:
+            raise EncoderError(
+                f"the {self.modality} files were decoded by {self.side.decode['name']}; name this decoder: "
+                f"--decode {self.modality}=FUNCTION, or model.use_encoder({self.modality!r}, decode=FUNCTION)"
+            )
+        try:
+            return self._decoder(source)
+        except (ItemError, FusemixError):
+            raise
+        except Exception as error:
+            raise ItemError("decode failed", f"{type(error).__name__}: {error}") from error
+
+    def _hold(self, what: str, fitted: Any, given: Any) -> None:
+        differs = difference(fitted, given)
+        if differs:
+            raise MismatchError(
+                f"this is not the {what} of {self.modality!r} that the model was fitted on: {differs.lstrip()}"
+            )
+
+    def _trusted_source(self) -> str:
+        """Return how to load the encoder again, if that runs no code which a folder names."""
+        source, name = self.side.source, self.modality
+        if self.side.encoder.get("loader") == "vectors" or source == "":
+            raise EncoderError(f"the latents of {name!r} were given ready-made, so raw {name} items cannot be encoded")
+        if runs_code(source):
+            raise EncoderError(
+                f"{name!r} was encoded by {source}; a saved model never runs code by itself: "
+                f"name the encoder yourself (--{name} {source}, or model.use_encoder)"
+            )
+        return source

@@ -31,12 +31,14 @@ class Side:
         dim: D, width of the latents.
         encoder: fingerprint.
         source: how to load the encoder again.
+        decode: fingerprint of the user's own decoder; None for ours.
     """
 
     kind: str
     dim: int
     encoder: dict[str, Any]
     source: str
+    decode: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

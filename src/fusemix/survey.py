@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fusemix.data.decoding import Decoders
 from fusemix.data.pairs import Items, Pairs
-from fusemix.data.store import Facts, LatentStore
 from fusemix.engines import Job
 from fusemix.extraction import Given, plan_jobs
+from fusemix.pipeline import encode_places
 from fusemix.progress import Progress, silent
-from fusemix.shards import Work, sample
 
 BYTES = {"float16": 2, "float32": 4}
 BATCHES = 3  # tried: the first pays for warming up, the others are timed
@@ -62,24 +62,23 @@ def survey(
 
 def _forecast(job: Job, dtype: str, shard_items: int) -> Forecast:
     items, encoder = job.items, job.load()
+    pipeline = job.pipeline(encoder)
     size = min(encoder.batch_size, len(items))
-    facts = Facts(items.name, items.kind, encoder.fingerprint, encoder.source, len(items), "", shard_items, size, dtype)
-    work = Work(LatentStore(Path(), facts), items, encoder, job.decode, job.max_failed, silent)
     places = np.unique(np.linspace(0, len(items) - 1, BATCHES * size).astype(int)).tolist()
-    dim, failed, timed, seconds = 0, 0, 0, 0.0
     # Every BATCHES-th item makes a batch, so that each of them is spread over the data.
     batches = [places[i::BATCHES] for i in range(BATCHES) if places[i::BATCHES]]
-    for number, batch in enumerate(batches):
-        started = time.perf_counter()
-        width, failures = sample(work, batch)
-        if number > 0 or len(batches) == 1:
-            seconds, timed = seconds + time.perf_counter() - started, timed + len(batch)
-        dim, failed = max(dim, width), failed + len(failures)
-    store = LatentStore(Path(), facts)
-    disk = len(items) * (dim * BYTES[dtype] + _described(items)) + store.shards * 1024
+    dim, failed, seconds = 0, 0, []
+    with Decoders() as decoders:
+        for batch in batches:
+            started = time.perf_counter()
+            done = encode_places(pipeline, decoders, batch)
+            seconds.append((time.perf_counter() - started) / len(batch))
+            dim, failed = max(dim, done.latents.shape[1]), failed + len(done.failures)
+    shards = -(-len(items) // shard_items)
+    disk = len(items) * (dim * BYTES[dtype] + _described(items)) + shards * 1024
+    whole = float(np.median(seconds[1:] or seconds)) * len(items)  # the first batch pays for warming up
     name = encoder.fingerprint["name"]
-    whole = seconds / timed * len(items)
-    return Forecast(len(items), name, dim, store.shards, disk, round(whole, 1), len(places), failed)
+    return Forecast(len(items), name, dim, shards, disk, round(whole, 1), len(places), failed)
 
 
 def _described(items: Items) -> int:

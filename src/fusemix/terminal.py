@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fusemix.survey import Forecast
 
 
+SECONDS_PER_LINE = 60
+
+
 class _Rate(Column):
     """Rows or steps per second."""
 
@@ -29,7 +32,10 @@ class _Rate(Column):
 
 
 class Bars:
-    """A `Progress` that draws one bar per stage with rate and time left; plain lines where stderr is no terminal."""
+    """A `Progress` that draws one bar per stage with rate and time left.
+
+    Where stderr is no terminal, as in the log of a long run, it is a line a minute and one at the end of each stage.
+    """
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -40,7 +46,8 @@ class Bars:
         )  # fmt: skip
         self.progress = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
         self.tasks: dict[str, TaskID] = {}
-        self.started: dict[str, float] = {}
+        self.began: dict[str, tuple[float, int]] = {}  # when, and how much was done then
+        self.told = 0.0
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -53,15 +60,24 @@ class Bars:
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Draw the state of a stage."""
+        now = time.monotonic()
         if stage not in self.tasks:
             self.tasks[stage] = self.progress.add_task(stage, total=total, completed=done, note=note)
-            self.started[stage] = time.perf_counter()
+            self.began[stage] = self.told, _ = now, done
         self.progress.update(self.tasks[stage], completed=done, total=total, note=note)
-        if done == total and self.progress.disable and not self.quiet:
-            seconds = time.perf_counter() - self.started[stage]
+        if not self.progress.disable or self.quiet:
+            return
+        seconds, new = now - self.began[stage][0], done - self.began[stage][1]
+        rest = f", {note}" if note else ""
+        if done == total:
             self.console.print(
-                f"{stage}: {total:,} done in {seconds:.1f} s{f', {note}' if note else ''}", highlight=False
+                f"{stage}: {total:,} done in {_duration(seconds)}{rest}", highlight=False, soft_wrap=True
             )
+        elif new and now - self.told >= SECONDS_PER_LINE:
+            self.told = now
+            left = _duration((total - done) * seconds / new)
+            line = f"{stage}: {done:,} of {total:,}, {new / seconds:,.1f}/s, {left} left{rest}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
@@ -145,4 +161,9 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 def show_hits(hits: "Sequence[Hit]") -> None:
     """Print hits, best first."""
     for place, hit in enumerate(hits, 1):
-        say(f"{place:>3}  {hit.score:6.3f}  {hit.text if hit.text is not None else hit.path or hit.id}")
+        say(f"{place:>3}  {hit.score:6.3f}  {hit.text if hit.text is not None else _place(hit)}")
+
+
+def _place(hit: "Hit") -> str:
+    """Name the file of a hit; of what lies in a tar or in a table, the name that it has there."""
+    return hit.path if hit.path is not None and Path(hit.path).is_file() else hit.id

@@ -5,20 +5,22 @@ They are started that way, and not by `multiprocessing`, so that a user's script
 run again in every one of them.
 """
 
+import math
 import os
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock, Timer, local
+from threading import Condition, Lock, Thread, Timer, local
 from types import TracebackType
 from typing import Any, Self
 
 import fusemix
-from fusemix.data.media import ItemError, Source
+from fusemix.data.media import ItemError, Source, handed
 from fusemix.data.worker import Message, pack_source, receive, send
 from fusemix.errors import FusemixError, MissingExtraError
 from fusemix.sound import Sound
@@ -26,13 +28,15 @@ from fusemix.sound import Sound
 TIMEOUT = 60.0  # seconds for one item; ten minutes of sound take two
 GRACE = 1.0  # seconds in which a process that closed its pipes may end by itself, and tell by its code why
 MOST = 8  # workers; more than a model can use of them
+AHEAD_BYTES = 1 << 30  # of decoded items that wait for their turn: nine pictures of 40 megapixels
 COMMAND = [sys.executable, "-m", "fusemix.data.worker"]
 
 
 class Decoders:
     """A pool of decoding processes, each started when it is first needed; a context manager.
 
-    Leaving it waits for what was submitted; leaving it by an exception, Ctrl-C too, ends the processes at once.
+    What is submitted has a turn. `take_turn` says which one is wanted now; of later ones only as much is decoded ahead
+    as AHEAD_BYTES hold. Leaving waits for what was submitted; leaving by an exception, Ctrl-C too, ends all at once.
 
     Args:
         workers: number of processes; by default one a core, at most 8.
@@ -41,7 +45,9 @@ class Decoders:
     def __init__(self, workers: int | None = None) -> None:
         self._threads = ThreadPoolExecutor(workers or min(MOST, os.cpu_count() or 1), "fusemix-decode")
         self._own = local()
+        self._room = _Room()
         self._workers: list[_Worker] = []
+        self._calls: set[Future[Any]] = set()
         self._lock = Lock()
         self._ending = False
 
@@ -51,29 +57,62 @@ class Decoders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._room.take_turn(math.inf)
         if error is None:
             self._threads.shutdown()
         with self._lock:
             self._ending = True
         for worker in self._workers:
             worker.end()  # a thread that waits for it goes on at once
+        for call in list(self._calls):
+            with suppress(InvalidStateError):
+                call.set_exception(CancelledError())
         self._threads.shutdown(cancel_futures=True)
         for worker in self._workers:
             worker.close()
 
-    def submit(self, form: str, source: Source) -> "Future[Any]":
-        """Decode one item to a form: "image" (PIL image), "audio" (Sound) or "video" (list of PIL images).
+    def submit(self, form: str, source: Source, turn: int = 0) -> "Future[Any]":
+        """Decode one item to a form: "image" (PIL image), "audio" (Sound), "video" (list of PIL images) or "file".
+
+        A "file" is a Path, or the bytes of what lies in a tar or in the table.
 
         The future raises ItemError where the item cannot be used, MissingExtraError where a library is not there, and
         FusemixError where one does not load or no process starts.
         """
-        return self._threads.submit(self._decode, form, source)
+        return self._threads.submit(self._in_turn, turn, self._decode, form, source)
 
-    def submit_call(self, function: Callable[[Any], Any], source: Source) -> "Future[Any]":
+    def submit_call(self, function: Callable[[Any], Any], source: Source, turn: int = 0) -> "Future[Any]":
         """Run the user's own decoder in a thread of this process; whatever it raises fails the item."""
-        return self._threads.submit(_call, function, source)
+        return self._threads.submit(self._in_turn, turn, self._call, function, source)
+
+    def take_turn(self, turn: int) -> None:
+        """Decode what has this turn whatever it takes; earlier items are let go."""
+        self._room.take_turn(turn)
+
+    def _in_turn(self, turn: int, decode: Callable[..., Any], *arguments: Any) -> Any:
+        self._room.wait(turn)
+        value = decode(*arguments)
+        self._room.fill(turn, _bytes_of(value))
+        return value
+
+    def _call(self, function: Callable[[Any], Any], source: Source) -> Any:
+        # No thread can be stopped: one that hangs is left behind, and must not keep the process from its end.
+        answer: Future[Any] = Future()
+        with self._lock:
+            if self._ending:
+                raise CancelledError
+            self._calls.add(answer)
+        Thread(target=_answer, args=(answer, function, handed(source)), daemon=True).start()
+        try:
+            return answer.result(TIMEOUT)
+        except TimeoutError as error:
+            raise ItemError("timed out", f"your decoder took more than {TIMEOUT:g} s") from error
+        finally:
+            self._calls.discard(answer)
 
     def _decode(self, form: str, source: Source) -> Any:
+        if form == "file":
+            return handed(source)
         worker = getattr(self._own, "worker", None)
         if worker is None:
             worker = self._own.worker = _Worker()
@@ -82,6 +121,30 @@ class Decoders:
                     raise CancelledError
                 self._workers.append(worker)
         return worker.decode(form, source)
+
+
+class _Room:
+    """The bytes of decoded items that wait for their turn."""
+
+    def __init__(self) -> None:
+        self._held: Counter[float] = Counter()  # by turn
+        self._turn: float = 0
+        self._changed = Condition()
+
+    def take_turn(self, turn: float) -> None:
+        with self._changed:
+            self._turn = turn
+            for earlier in [key for key in self._held if key < turn]:
+                del self._held[earlier]
+            self._changed.notify_all()
+
+    def wait(self, turn: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: turn <= self._turn or self._held.total() < AHEAD_BYTES)
+
+    def fill(self, turn: int, count: int) -> None:
+        with self._changed:
+            self._held[turn] += count
 
 
 class _Worker:
@@ -204,10 +267,27 @@ def _value(form: str, facts: dict[str, Any], arrays: list[Any]) -> Any:
     return images if form == "video" else images[0]
 
 
-def _call(function: Callable[[Any], Any], source: Source) -> Any:
+def _answer(answer: "Future[Any]", function: Callable[[Any], Any], source: Path | bytes) -> None:
+    """Run the user's own decoder, and say what came of it to whoever still listens."""
     try:
-        return function(source)
-    except (ItemError, FusemixError):
-        raise
-    except Exception as error:
-        raise ItemError("decode failed", f"{type(error).__name__}: {error}") from error
+        value, failure = function(source), None
+    except (ItemError, FusemixError) as error:
+        value, failure = None, error
+    except BaseException as error:  # sys.exit ends this thread only, and somebody waits for an answer
+        value, failure = None, ItemError("decode failed", f"{type(error).__name__}: {error}")
+    with suppress(InvalidStateError):  # it was given up
+        answer.set_exception(failure) if failure is not None else answer.set_result(value)
+
+
+def _bytes_of(value: Any) -> int:
+    """Weigh a decoded item: a picture, a sound, frames, bytes or an array; 0 for what cannot be weighed."""
+    if isinstance(value, list):
+        return sum(_bytes_of(part) for part in value)
+    if isinstance(value, Sound):
+        return value.samples.nbytes
+    if isinstance(value, bytes):
+        return len(value)
+    if hasattr(value, "nbytes"):
+        return int(value.nbytes)
+    size = getattr(value, "size", None)
+    return 3 * size[0] * size[1] if isinstance(size, tuple) else 0

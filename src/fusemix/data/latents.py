@@ -31,6 +31,7 @@ class ItemLatents:
         source: how to load the encoder again.
         root: folder that file names are relative to.
         canaries: (16, D) latents of the encoder's canary items; None where it has none.
+        decode: fingerprint of the user's own decoder; None for ours.
     """
 
     modality: str
@@ -42,6 +43,7 @@ class ItemLatents:
     source: str = ""
     root: Path = Path()
     canaries: Tensor | None = None
+    decode: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -207,6 +209,7 @@ def open_latents(folder: str | Path) -> Latents:
             facts.source,
             Path(meta["fusemix.root"]),
             store.canaries,
+            facts.decode,
         )
         place = np.full(facts.count + 1, -1)  # the last entry is what an empty cell, -1, looks up
         place[store.encoded] = np.arange(len(store.encoded))

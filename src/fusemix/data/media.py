@@ -7,7 +7,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, get_args
+
+from fusemix.errors import DataError, choices
 
 Reason = Literal[
     "empty", "missing", "no access", "no content", "wrong format", "truncated", "unreadable", "too large", "too long",
@@ -18,9 +20,10 @@ Reason = Literal[
 empty: no text or no value in the table. missing: no such file. no access: the disk or its permissions refuse it.
 no content: zero bytes, or a file without a picture, a frame or a sample. wrong format: not one of the allowed formats.
 truncated: less than the file itself declares. unreadable: of an allowed format, but damaged. too large: more than
-MAX_PIXELS, or more memory than a decoder may take. too long: more than MAX_SECONDS, or a text of more than a million
-characters. timed out, decoder crashed: the decoding process hung or died. decode failed: the user's own decoder raised.
-duplicate: a key that an archive holds twice. refused: the encoder gave no latent. not finite: it gave NaN or infinity.
+MAX_PIXELS, or more memory than a decoder may take, or than the device has for one item. too long: more than
+MAX_SECONDS, or a text of more than a million characters. timed out, decoder crashed: the decoder hung or died.
+decode failed: the user's own decoder raised. duplicate: a key that an archive holds twice. refused: the encoder gave
+no latent. not finite: it gave NaN or infinity.
 """
 
 MAX_PIXELS = 40_000_000
@@ -31,9 +34,19 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".web
 
 
 class ItemError(Exception):
-    """One item cannot be used. It is recorded and left out; the run goes on."""
+    """One item cannot be used. It is recorded and left out; the run goes on.
+
+    Args:
+        reason: one of the closed set.
+        message: what is wrong with this item.
+
+    Raises:
+        DataError: no such reason.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
+        if reason not in get_args(Reason):
+            raise DataError(f"ItemError: {reason!r} is no reason; {choices(str(reason), get_args(Reason))}")
         super().__init__(message)
         self.reason: Reason = reason
 
@@ -68,6 +81,24 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def handed(source: Source) -> Path | bytes:
+    """Return what the user's own code gets of an item: its Path, or the bytes of what lies in a tar or in the table.
+
+    Raises:
+        ItemError: there is nothing.
+    """
+    if not isinstance(source, Path):
+        with opened(source) as file:
+            return file.read()
+    try:
+        there = source.exists()  # a folder too: a series of scans may be one item
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise ItemError("missing", f"no file {source}")
+    return source
 
 
 class _Disk(io.FileIO):

@@ -209,7 +209,8 @@ class LatentStore:
         if not bool(stored.isfinite().all()):
             peak = float(np.abs(done.latents).max())
             raise StoreError(
-                f"{self.facts.modality}: latents up to {peak:.3g} do not fit {self.facts.dtype}; use dtype float32"
+                f"{self.facts.modality}: latents up to {peak:.3g} do not fit {self.facts.dtype}; "
+                "extract into another folder with dtype float32 (--dtype float32)"
             )
         as_stored = Shard(done.items, stored, done.batches, done.failures, done.halved)
         durable.write(self._path(shard), save(_tensors(as_stored), self._header(shard, as_stored)))

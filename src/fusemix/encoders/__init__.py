@@ -7,7 +7,7 @@ from typing import Any
 from fusemix.encoders.base import Encoder, encode_batch
 from fusemix.errors import EncoderError
 
-__all__ = ["Encoder", "encode_batch", "load_encoder", "runs_code"]
+__all__ = ["Encoder", "absolute", "encode_batch", "load_encoder", "runs_code"]
 
 LIBRARIES = ("timm:", "open_clip:")  # prefixes that name a library's model, not code of the user
 # What an encoder may take besides the items themselves: the file, and of a video its sound track.
@@ -52,6 +52,22 @@ def runs_code(spec: str) -> bool:
     if len(parts) > 1:
         return any(runs_code(part) for part in parts)
     return ":" in spec and not spec.startswith(LIBRARIES) and not Path(spec).exists()
+
+
+def absolute(spec: Any) -> Any:
+    """Write the files and folders in a spec in full; what is no file of this machine stays as it is."""
+    if not isinstance(spec, str):
+        return spec
+    parts = []
+    for part in _split(spec):
+        path, colon, name = part.rpartition(":")
+        whole, owner = Path(part), Path(path)
+        if whole.exists():
+            part = str(whole.resolve())
+        elif path and owner.is_file():
+            part = f"{owner.resolve()}{colon}{name}"
+        parts.append(part)
+    return "+".join(parts)
 
 
 def _split(spec: str) -> list[str]:

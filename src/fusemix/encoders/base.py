@@ -43,17 +43,28 @@ def encode_batch(encoder: Encoder, items: Sequence[Any]) -> Latent:
     """Encode one batch and hold the result to the contract.
 
     Raises:
-        EncoderError: not one row of numbers per item.
+        EncoderError: it raised, or gave not one row of numbers per item.
     """
     name = encoder.fingerprint.get("name", encoder.source)
     try:
-        latents = np.asarray(encoder.encode(items), dtype=np.float32)
+        answer = encoder.encode(items)
     except (TypeError, ValueError) as error:
-        raise EncoderError(f"{name}: wanted {len(items)} rows of numbers for {len(items)} items; {error}") from error
-    if latents.ndim != 2 or len(latents) != len(items):
-        raise EncoderError(
-            f"{name}: wanted an array of shape ({len(items)}, D) for {len(items)} items, got {latents.shape}"
-        )
+        raise EncoderError(f"the encoder {name} raised {type(error).__name__}: {error}") from error
+    return as_latents(answer, len(items), name)
+
+
+def as_latents(answer: Any, count: int, name: str) -> Latent:
+    """Hold what an encoder answered to the contract: (count, D) float32.
+
+    Raises:
+        EncoderError: not one row of numbers per item.
+    """
+    try:
+        latents = np.asarray(answer, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EncoderError(f"{name}: wanted {count} rows of numbers for {count} items; {error}") from error
+    if latents.ndim != 2 or len(latents) != count:
+        raise EncoderError(f"{name}: wanted an array of shape ({count}, D) for {count} items, got {latents.shape}")
     return latents
 
 

@@ -49,7 +49,8 @@ def canary_items(takes: str) -> list[Any] | None:
 def encode_canaries(encoder: Encoder) -> Latent | None:
     """Encode the canaries: (16, D) float32; None where only the user knows what the items are."""
     items = canary_items(encoder.takes)
-    if items is None or _loaders(encoder.fingerprint) & {"function", "vectors"}:
+    # A function may cost money, or answer anew each time.
+    if items is None or loaders(encoder.fingerprint) & {"function", "vectors"}:
         return None
     step = max(1, encoder.batch_size)
     return np.concatenate([encode_batch(encoder, items[i : i + step]) for i in range(0, COUNT, step)])
@@ -86,6 +87,12 @@ def check_canaries(encoder: Encoder, stored: Any) -> None:
         )
 
 
+def loaders(fingerprint: Mapping[str, Any]) -> set[str]:
+    """Return all loaders in a fingerprint: a user's function, "function", may be one part of a cocktail."""
+    found = {str(fingerprint.get("loader"))}
+    return found.union(*(loaders(value) for value in fingerprint.values() if isinstance(value, Mapping)))
+
+
 def _centred_cosines(stored: NDArray[np.float64], latents: NDArray[np.float64]) -> NDArray[np.float64]:
     """(16,) cosines about the stored mean; a canary that lies on the mean is compared by its distance from it."""
     mean = stored.mean(axis=0)
@@ -95,12 +102,6 @@ def _centred_cosines(stored: NDArray[np.float64], latents: NDArray[np.float64]) 
     still = np.maximum(*lengths) < 1e-3 * size
     cosines = (old * new).sum(axis=1) / np.maximum(lengths[0] * lengths[1], 1e-30)
     return np.where(np.isfinite(cosines), np.where(still, 1.0, cosines), -1.0)
-
-
-def _loaders(fingerprint: Mapping[str, Any]) -> set[str]:
-    """All loaders in a fingerprint: a user's function may cost money, or give something else each time."""
-    found = {str(fingerprint.get("loader"))}
-    return found.union(*(_loaders(value) for value in fingerprint.values() if isinstance(value, Mapping)))
 
 
 def _precision(fingerprint: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fusemix.encoders.base import Latent
+from fusemix.encoders.base import Latent, as_latents
 from fusemix.errors import EncoderError, choices
 from fusemix.sound import Sound
 
@@ -69,7 +69,7 @@ class FunctionEncoder:
             (n, D) float32, a row of NaN for each item in `refused`; (n, 0) if all are and D is not known yet.
 
         Raises:
-            EncoderError: the function raised, and again at each retry.
+            EncoderError: the function raised, and again at each retry, or gave not one row of numbers per item.
         """
         result = self._call([self._prepare(item) for item in items])
         if hasattr(result, "detach"):  # a torch tensor, with or without gradients, on any device
@@ -77,8 +77,8 @@ class FunctionEncoder:
         self.refused = _places_of_none(result)
         if self.refused:
             result = self._fill(result)
-        latents = np.asarray(result, dtype=np.float32)
-        self._width = latents.shape[-1] if latents.ndim == 2 else 0
+        latents = as_latents(result, len(items), self.fingerprint["name"])
+        self._width = latents.shape[1]
         return latents
 
     def _setting(self, name: str, default: float, least: float) -> float:
@@ -100,7 +100,7 @@ class FunctionEncoder:
     def _fill(self, rows: Sequence[Any]) -> list[Any]:
         """Put NaN where the function returned None."""
         width = next((len(row) for row in rows if row is not None), self._width)
-        return [np.full(width, np.nan, np.float32) if row is None else np.asarray(row, np.float32) for row in rows]
+        return [np.full(width, np.nan, np.float32) if row is None else row for row in rows]
 
     def _call(self, batch: list[Any]) -> Any:
         from tenacity import Retrying, retry_if_exception, stop_after_attempt

@@ -4,7 +4,7 @@ An ONNX file is data: it is run by onnxruntime without custom operators. Its wei
 only there: a file that names weights outside of its folder is refused before onnxruntime sees it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +15,13 @@ import torch
 from fusemix.encoders.base import Latent
 from fusemix.encoders.huggingface import Checkpoint, describe_processor, describe_tokenizer
 from fusemix.encoders.onnx_files import external_files, hash_files
-from fusemix.encoders.pooling import choose, family_of, pool
+from fusemix.encoders.pooling import choose, family_of, pool, poolings_of
 from fusemix.encoders.sentence import read_sentence
+from fusemix.encoders.tokens import Tokens
 from fusemix.errors import EncoderError, MissingExtraError, choices
 
 READY = ("sentence_embedding", "text_embeds", "image_embeds", "embeddings")  # one row per item, whatever else there is
 HIDDEN = ("last_hidden_state", "token_embeddings", "hidden_states")
-MAX_TOKENS = 512
 DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64, "tensor(int32)": np.int32,
     "tensor(bool)": np.bool_,
@@ -57,11 +57,15 @@ class OnnxEncoder:
         first = next(iter(self._inputs.values()))
         self._rows = first.shape[0] if first.shape and isinstance(first.shape[0], int) else None
         self.batch_size = self._rows or (64 if kind == "text" else 32)
-        self._front = _Images(checkpoint) if kind == "image" else _Texts(checkpoint, self._inputs)
+        self._config = SimpleNamespace(**{"model_type": None, **(checkpoint.read_json("config.json") or {})})
+        self._front: _Images | _Texts
+        if kind == "text":
+            self._front = _Texts(checkpoint, self._inputs, self._config)
+            self.lengths = self._front.lengths
+        else:
+            self._front = _Images(checkpoint)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.output, self.pooling = self._choose_output(pooling, checkpoint)
-        if kind == "text":
-            self.lengths: Callable[[Sequence[str]], list[int]] = self._front.lengths
         self.fingerprint: dict[str, Any] = {
             "loader": "onnx",
             "name": self.name,
@@ -114,10 +118,9 @@ class OnnxEncoder:
         self._special = 0
         if pooling is None and (ready or not hidden):
             return ready or self._only_row(ranks), "graph"
-        config = SimpleNamespace(**{"model_type": None, **(checkpoint.read_json("config.json") or {})})
-        family = family_of(config)
+        family = family_of(self._config)
         self._special = family.special if family and self.takes == "image" else 0
-        known = self._front.poolings or (family.poolings if family else ())
+        known = poolings_of(self._config, checkpoint.name, self._front.saved)
         own = "pooler" if self.takes == "image" and "pooler_output" in ranks else "mean"
         chosen = choose(pooling, known, own, self.name)
         wanted = "pooler_output" if chosen == "pooler" else hidden
@@ -139,52 +142,27 @@ class OnnxEncoder:
 class _Texts:
     """Strings to token arrays by the tokenizer beside the graph."""
 
-    def __init__(self, checkpoint: Checkpoint, inputs: dict[str, Any]) -> None:
-        from transformers import AutoTokenizer
-
+    def __init__(self, checkpoint: Checkpoint, inputs: dict[str, Any], config: Any) -> None:
         _require(checkpoint, ("tokenizer.json", "tokenizer_config.json"), "a text encoder")
         sentence = read_sentence(checkpoint)
-        config = checkpoint.read_json("config.json") or {}
-        self.tokenizer = checkpoint.load(AutoTokenizer, local_files_only=True)
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.tokenizer.padding_side = "right"  # pooling counts real tokens from the left
         shape = inputs["input_ids"].shape if "input_ids" in inputs else []
         fixed = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
-        limits = [sentence.max_tokens or MAX_TOKENS, self.tokenizer.model_max_length]
-        limits.append(config.get("max_position_embeddings"))
-        self.max_tokens = fixed or min(int(limit) for limit in limits if limit)
-        whole = fixed or str(config.get("model_type")).startswith("siglip")  # it pools its last token, padding or not
-        self.padding: bool | str = "max_length" if whole else True
-        self.prefix, self.lower, self.finish = sentence.prefix, sentence.lower, sentence.layers
-        self.poolings = (sentence.pooling,) if sentence.pooling else ()
-        self.facts = {
-            **describe_tokenizer(self.tokenizer),
-            "prefix": self.prefix, "lower": self.lower, "max_tokens": self.max_tokens, "layers": sentence.facts,
-        }  # fmt: skip
+        self.tokens = Tokens(checkpoint, sentence, checkpoint.name, config, fixed, local_files_only=True)
+        self.lengths, self.finish, self.saved = self.tokens.lengths, sentence.layers, sentence.pooling
+        self.facts = {**describe_tokenizer(self.tokens.tokenizer), **self.tokens.facts, "layers": sentence.facts}
 
     def prepare(self, texts: Sequence[str]) -> dict[str, Any]:
-        batch = dict(self._tokens(texts, padding=self.padding, return_tensors="np"))
+        batch = dict(self.tokens.batch(texts, "np"))
         batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
-        batch.setdefault(
-            "position_ids", np.broadcast_to(np.arange(batch["input_ids"].shape[1]), batch["input_ids"].shape)
-        )
+        places = np.arange(batch["input_ids"].shape[1])
+        batch.setdefault("position_ids", np.broadcast_to(places, batch["input_ids"].shape))
         return batch
-
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        return [len(tokens) for tokens in self._tokens(texts)["input_ids"]] if texts else []
-
-    def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
-        prepared = [self.prefix + (text.lower() if self.lower else text) for text in texts]
-        return self.tokenizer(
-            prepared, truncation=True, max_length=self.max_tokens, return_attention_mask=True, **options
-        )
 
 
 class _Images:
     """Pictures to pixel arrays by the image processor beside the graph."""
 
-    poolings: tuple[str, ...] = ()
+    saved: str | None = None
     finish = staticmethod(lambda pooled: pooled)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -196,9 +174,6 @@ class _Images:
 
     def prepare(self, images: Sequence[Any]) -> dict[str, Any]:
         return dict(self.processor(images=list(images), return_tensors="np"))
-
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        raise AssertionError("pictures have no length")
 
 
 def _find(path: Path) -> Path:

@@ -61,6 +61,26 @@ def family_of(config: Any) -> Family | None:
     return family._replace(special=family.special + registers) if family else None
 
 
+def poolings_of(config: Any, name: str, saved: str | None = None) -> tuple[str, ...]:
+    """Return the poolings that a model was made for, the default first; nothing if none is known.
+
+    Args:
+        config: of the network.
+        name: of the model.
+        saved: what sentence-transformers saved beside it, which goes before all else.
+    """
+    named = saved or by_name(NAMED, name)
+    if named:
+        return (named,)
+    family = family_of(config)
+    return family.poolings if family else ()
+
+
+def by_name(table: dict[str, str], name: str) -> str | None:
+    """Look up what is known of a model by a word in its name."""
+    return next((value for word, value in table.items() if word in name.lower()), None)
+
+
 def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) -> str:
     """Choose a pooling.
 
