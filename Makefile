@@ -26,10 +26,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.stamp
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	missed=0; for file in benchmarks/bench_*.py; do $(BIN)/python $$file || missed=1; done; exit $$missed
 
 torture: $(VENV)/dev.stamp
-	for file in benchmarks/torture_*.py; do $(BIN)/python $$file || exit 1; done
+	missed=0; for file in benchmarks/torture_*.py; do $(BIN)/python $$file || missed=1; done; exit $$missed
 
 $(VENV)/torch.stamp: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fusemix needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from goals import leave, result
 from hostile_folders import AUTO, Bait, Case, Payload, all_cases, edit, make_healthy, scatter
 
 HOOK = """
@@ -390,10 +391,6 @@ def report(safe: Found, unsafe: Found, every: int) -> None:
     )
 
 
-def result(name, figure, target, holds) -> None:  # noqa: ANN001
-    """Print one RESULT line."""
-    print("RESULT", json.dumps({"name": name, "figure": figure, "target": target, "holds": bool(holds(figure))}))
-
-
 if __name__ == "__main__":
     main()
+    leave()

@@ -8,7 +8,6 @@ folders to the clean ones; name what is known to be whole.
 
 import argparse
 import io
-import json
 import random
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from PIL import Image
 from fusemix.data import decoding
 from fusemix.data.decoding import Decoders
 from fusemix.data.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ItemError, Reason
+from goals import leave, result
 
 IMAGES = ("jpg", "png", "gif", "webp", "bmp", "tif")
 SOUNDS = ("wav", "flac", "ogg", "mp3")
@@ -366,12 +366,6 @@ def add_sound(container: Any, stream: Any, count: int, rng: random.Random) -> No
     container.mux(stream.encode())
 
 
-def result(name, figure, target, holds) -> bool:  # noqa: ANN001
-    """Print one RESULT line."""
-    held = bool(holds(figure))
-    print("RESULT", json.dumps({"name": name, "figure": figure, "target": target, "holds": held}), flush=True)
-    return held
-
-
 if __name__ == "__main__":
     main()
+    leave()

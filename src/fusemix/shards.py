@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -63,19 +62,19 @@ def fill(work: Work, shards: Sequence[int], done: int = 0) -> None:
     old = {shard: store.read(shard) for shard in shards if store.sound(shard)}
     failures = [failure for shard in range(store.shards) if shard not in shards for failure in store.failures_of(shard)]
     batches = (batch for shard in shards for batch in plan(work, shard))
-    width = 0
+    width, parts = 0, []
     with closing(run(work.pipeline, batches, lambda batch: _kept(batch, old.get(batch.shard)))) as results:
-        for shard, group in groupby(results, key=lambda result: result.batch.shard):
-            parts = []
-            for part in group:
-                parts.append(part)
-                count += len(part.batch.places)
-                failures += part.failures
-                check_failures(items, work.max_failed, failures)
-                width = _same_width(width, part, work.pipeline.encoder.fingerprint["name"])
-                note = f"{len(failures):,} failed" if failures else ""
-                work.progress(f"extract {items.name}", count, len(items), note)
-            _commit(work, shard, parts)
+        for part in results:
+            parts.append(part)
+            count += len(part.batch.places)
+            failures += part.failures
+            check_failures(items, work.max_failed, failures)
+            width = _same_width(width, part, work.pipeline.encoder.fingerprint["name"])
+            if part.batch.last:  # before the next batch is encoded: a kill costs this shard and no more
+                _commit(work, part.batch.shard, parts)
+                parts = []
+            note = f"{len(failures):,} failed" if failures else ""
+            work.progress(f"extract {items.name}", count, len(items), note)
 
 
 def _same_width(width: int, part: Result, name: str) -> int:
@@ -96,7 +95,8 @@ def plan(work: Work, shard: int) -> list[Batch]:
         order = sorted(range(len(places)), key=lambda i: (-lengths[i], i))
         places = [places[i] for i in order]
     size = work.store.facts.batch_size
-    return [Batch(shard, n, places[i : i + size]) for n, i in enumerate(range(0, len(places), size))]
+    parts = [places[i : i + size] for i in range(0, len(places), size)]
+    return [Batch(shard, number, part, number == len(parts) - 1) for number, part in enumerate(parts)]
 
 
 def check_failures(items: Items, max_failed: float, failures: Sequence[Failure]) -> None:
