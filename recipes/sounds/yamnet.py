@@ -6,6 +6,7 @@ The environment variable names the TensorFlow Lite file; `pip install ai-edge-li
 """
 
 import os
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def _network() -> Any:
         raise SystemExit("set YAMNET to the file yamnet.tflite")
     from ai_edge_litert.interpreter import Interpreter
 
-    network = Interpreter(str(weights), experimental_preserve_all_tensors=True, num_threads=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*preserve_all_tensors")  # it is for debugging, and for this
+        network = Interpreter(str(weights), experimental_preserve_all_tensors=True, num_threads=1)
     network.allocate_tensors()
     return network

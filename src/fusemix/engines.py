@@ -71,10 +71,11 @@ class Job:
             check_canaries(encoder, store.canaries)
         return Work(store, self.pipeline(encoder), self.max_failed, progress)
 
-    def count_done(self, shards: Sequence[int]) -> int:
-        """Count the items that are not in these shards."""
-        store = LatentStore.open(self.folder)
-        return len(self.items) - sum(len(store.items_of(shard)) for shard in shards)
+    def count_done(self, shards: Sequence[int]) -> tuple[int, int]:
+        """Count the items that are not in these shards, and those of them that failed."""
+        store, todo = LatentStore.open(self.folder), set(shards)
+        done = len(self.items) - sum(len(store.items_of(shard)) for shard in shards)
+        return done, sum(len(store.failures_of(shard)) for shard in range(store.shards) if shard not in todo)
 
 
 def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> None:
@@ -87,9 +88,11 @@ def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> Non
     """
     assert engine in ENGINES, "checked before anything was written"
     rank, world = ranks()
+    if world == 1:
+        progress(f"extract {job.items.name}", job.count_done(shards)[0], len(job.items))
     if job.given is None and world > 1:
         mine = [shard for shard in shards if shard % world == rank]
-        _run_here(job, mine, progress)
+        _run_here(job, mine, _of_share(job, mine, progress) if rank == 0 else silent)
     elif job.given is None and engine == "ray":
         _run_ray(job, shards, progress)
     elif rank == 0:
@@ -125,9 +128,19 @@ def barrier() -> None:
         distributed.barrier()
 
 
+def _of_share(job: Job, mine: Sequence[int], progress: Progress) -> Progress:
+    """Report the share of this rank as the whole: of the others nothing is known while they work."""
+    others, _ = job.count_done(mine)
+
+    def report(stage: str, done: int, total: int, note: str = "") -> None:
+        progress(stage, done - others, total - others, f"this rank of {ranks()[1]}{note and ', '}{note}")
+
+    return report
+
+
 def _run_here(job: Job, shards: Sequence[int], progress: Progress) -> None:
     if shards:
-        fill(job.work(progress), shards, job.count_done(shards))
+        fill(job.work(progress), shards, *job.count_done(shards))
 
 
 def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
@@ -147,7 +160,7 @@ def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_ray_task)
         key, store = uuid4().hex, LatentStore.open(job.folder)
         waiting = {task.remote(sent, key, shard): shard for shard in shards}
-        done, failed = job.count_done(shards), 0
+        done, failed = job.count_done(shards)
         while waiting:
             (finished, *_), _ = ray.wait(list(waiting))
             shard = waiting.pop(finished)

@@ -86,7 +86,6 @@ def extract(
     engines.barrier()
     try:
         for job, shards in started:
-            progress(f"extract {job.items.name}", job.count_done(shards), len(job.items))
             engines.run(engine, job, shards, progress)
             check_failures(job.items, max_failed, LatentStore.open(job.folder).failures)  # of all ranks
     except TooManyFailuresError as error:

@@ -44,13 +44,14 @@ class Work:
     progress: Progress
 
 
-def fill(work: Work, shards: Sequence[int], done: int = 0) -> None:
+def fill(work: Work, shards: Sequence[int], done: int = 0, failed: int = 0) -> None:
     """Encode these shards and commit each.
 
     Args:
         work: of one modality.
         shards: numbers of the shards; one that is there is done again only where its batches hold failed items.
         done: items that are finished already, for the progress.
+        failed: of those.
 
     Raises:
         EncoderError: an encoder that fails, or whose latents change their width.
@@ -60,7 +61,9 @@ def fill(work: Work, shards: Sequence[int], done: int = 0) -> None:
     """
     store, items, count = work.store, work.pipeline.items, done
     old = {shard: store.read(shard) for shard in shards if store.sound(shard)}
-    failures = [failure for shard in range(store.shards) if shard not in shards for failure in store.failures_of(shard)]
+    beginning = range(min(store.shards, -(-FIRST // store.facts.shard_items)))
+    failures = [failure for shard in beginning if shard not in shards for failure in store.failures_of(shard)]
+    failed -= len(failures)
     batches = (batch for shard in shards for batch in plan(work, shard))
     width, parts = 0, []
     with closing(run(work.pipeline, batches, lambda batch: _kept(batch, old.get(batch.shard)))) as results:
@@ -68,13 +71,14 @@ def fill(work: Work, shards: Sequence[int], done: int = 0) -> None:
             parts.append(part)
             count += len(part.batch.places)
             failures += part.failures
-            check_failures(items, work.max_failed, failures)
+            if any(failure.item < FIRST for failure in part.failures):
+                check_failures(items, work.max_failed, failures)
             width = _same_width(width, part, work.pipeline.encoder.fingerprint["name"])
             if part.batch.last:  # before the next batch is encoded: a kill costs this shard and no more
                 _commit(work, part.batch.shard, parts)
                 parts = []
-            note = f"{len(failures):,} failed" if failures else ""
-            work.progress(f"extract {items.name}", count, len(items), note)
+            so_far = failed + len(failures)
+            work.progress(f"extract {items.name}", count, len(items), f"{so_far:,} failed" if so_far else "")
 
 
 def _same_width(width: int, part: Result, name: str) -> int:
