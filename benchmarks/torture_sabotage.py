@@ -117,8 +117,7 @@ BUGS = [
     ),
     Bug(
         "two ranks take the same shards", "engines.py",
-        "mine = [shard for shard in shards if shard % world == rank]",
-        "mine = [shard for shard in shards if shard % world == 0 and rank == 0]",
+        "mine = shards[rank::world]", "mine = list(shards)",
         "tests/test_engines.py -k ranks",
     ),
     Bug(
@@ -137,12 +136,14 @@ BUGS = [
         "tests/test_engines.py -k together",
     ),
     Bug(
-        "a decoder that hangs is waited for", "data/decoding.py",
-        "return answer.result(TIMEOUT)", "return answer.result(30)",
-        "tests/test_decoding.py -k costs_one_item_and_a_minute",
+        "a process that never ends because a decoder hangs", "data/decoding.py",
+        "args=(answer, function, handed(source)), daemon=True", "args=(answer, function, handed(source)), daemon=False",
+        "tests/test_decoding.py -k although",
     ),
     Bug(
-        "truncated pictures pass", "data/images.py", "check_image(", "len(", "tests/test_images.py"
+        "truncated pictures pass", "data/images.py",
+        '            check_image(file, image.format or "")\n', "",
+        "tests/test_images.py",
     ),
 ]  # fmt: skip
 

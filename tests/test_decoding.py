@@ -278,6 +278,7 @@ def test_what_is_decoded_ahead_of_its_turn_has_a_limit(tmp_path, monkeypatch):
             future.result()  # its turn: whatever it takes
         time.sleep(0.2)
         assert len(begun) == 4
+        decoders.let_go(0)
         decoders.take_turn(1)
         for future in turns[1]:
             future.result()

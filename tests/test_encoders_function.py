@@ -2,12 +2,14 @@
 
 import math
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from fusemix.data.store import difference
 from fusemix.encoders import encode_batch, load_encoder
 from fusemix.encoders.function import FunctionEncoder
 from fusemix.errors import EncoderError
@@ -90,7 +92,7 @@ def test_without_retries_an_exception_is_named_at_once(clock):
         (RateLimitError("2.5"), 2.5),
         (RateLimitError(0), 0),
         (RateLimitError(-3), 0),
-        (RateLimitError(3600), 60),
+        (RateLimitError(3600), 3600),
         (RateLimitError(headers={"retry-after": "12"}), 12),
         (RateLimitError(headers={"Retry-After": "12"}), 12),
         (RateLimitError(headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}), None),
@@ -222,3 +224,16 @@ def test_a_file_or_module_that_does_not_import_is_named(content, message, tmp_pa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EncoderError, match="the module 'broken_encoder' (does not import: |imports 'no_such)"):
         load_encoder("broken_encoder:f", "text")
+
+
+def scaled(texts, factor, names=()):
+    return [[len(text) * factor, len(names)] for text in texts]
+
+
+def test_a_partial_is_told_from_another_by_its_arguments():
+    one, same, two = (FunctionEncoder(partial(scaled, factor=factor, names=["a"])) for factor in (1, 1, 2))
+    assert one.fingerprint == same.fingerprint and one.fingerprint["name"].endswith("test_encoders_function:scaled")
+    assert difference(one.fingerprint, two.fingerprint) == "arguments.factor (was 1, is 2)"
+    assert two.encode(["ab"]).tolist() == [[4, 1]]
+    with pytest.raises(EncoderError, match="a partial of .*scaled.* holds more than numbers, strings and lists"):
+        FunctionEncoder(partial(scaled, factor=np.ones(2)))

@@ -192,6 +192,7 @@ def test_a_bge_folder_is_pooled_by_its_first_token_and_an_e5_folder_gets_its_pre
     [
         lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT)),
         lambda: hf.GPT2Model(hf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=16, **IDS)),
+        lambda: hf.Olmo2Model(hf.Olmo2Config(**TEXT)),
     ],
 )
 def test_a_decoder_is_pooled_by_its_last_token_wherever_the_padding_is(model, tmp_path):
@@ -205,6 +206,21 @@ def test_a_decoder_is_pooled_by_its_last_token_wherever_the_padding_is(model, tm
     np.testing.assert_allclose(encoder.encode(["a red kite"])[0], latents[0], atol=1e-5)
 
 
+def test_a_decoder_with_the_name_of_an_encoder_is_pooled_as_a_decoder(tmp_path):
+    ends = {"pad_token": None, "eos_token": "[SEP]"}
+    config = hf.MistralConfig(**TEXT, num_key_value_heads=2)
+    folder = save(tmp_path / "bge-en-icl", lambda: hf.MistralModel(config), wordpiece("$A", **ends))
+    encoder = load_encoder(str(folder), "text")
+    latents = encoder.encode(["a red kite", "a blue sea"])
+    assert encoder.pooling == "last" and not np.allclose(latents[0], latents[1])
+
+
+def test_what_was_tuned_for_instructions_gets_no_prefix(tmp_path):
+    for name, prefix in (("e5-large-instruct", ""), ("e5-large-v2", "query: ")):
+        folder = save_bert(tmp_path / name)
+        assert load_encoder(str(folder), "text").fingerprint["prefix"] == prefix
+
+
 @pytest.mark.parametrize("name", SIAMESE)
 def test_of_a_two_tower_model_texts_see_the_text_tower_only(name, tmp_path):
     folder = save(tmp_path / "m", SIAMESE[name], wordpiece(eos_token="[SEP]"))
@@ -214,7 +230,10 @@ def test_of_a_two_tower_model_texts_see_the_text_tower_only(name, tmp_path):
     padding = {"padding": "max_length", "max_length": 16} if name == "siglip" else {}  # as SigLIP was trained
     with torch.inference_mode():
         model = type(SIAMESE[name]()).from_pretrained(folder).text_model.eval()
-        output = model(**wordpiece()(["a red kite"], return_tensors="pt", **padding))
+        tokens = wordpiece()(["a red kite"], return_tensors="pt", **padding)
+        if name == "siglip":  # its published tokenizers give no mask
+            del tokens["attention_mask"]
+        output = model(**tokens)
     np.testing.assert_allclose(latents[0], output.pooler_output[0].numpy(), atol=1e-5)
     np.testing.assert_allclose(encoder.encode(["a red kite"])[0], latents[0], atol=1e-5)
 

@@ -2,22 +2,31 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet
 import pytest
 
+from fusemix import engines
 from fusemix.data.latents import open_latents
 from fusemix.data.pairs import read_pairs
-from fusemix.errors import DataError
+from fusemix.errors import DataError, MismatchError
 from fusemix.extraction import extract
+from fusemix.progress import silent
 
 ENCODERS = """
+import os, time
 from hashlib import blake2b
 import numpy as np
 
 def letters(texts):
+    if "CALLS" in os.environ:
+        with open(os.environ["CALLS"], "a") as file:
+            file.write("x" * len(texts))
+    time.sleep(float(os.environ.get("SLOW", 0)))
     scale = 1 + 1e-4 * len(texts)  # the last bits of a latent depend on the batch
     rows = [np.frombuffer(blake2b(t.encode(), digest_size=8).digest(), np.uint8) / 255 * scale for t in texts]
     return [None if t.endswith("7") else row for t, row in zip(texts, rows)]
@@ -115,6 +124,43 @@ def test_ray_tasks_give_the_bytes_of_a_local_run(tmp_path):
     assert files.items["left"].numpy()[:, 0].tolist() == list(range(30))
 
 
+def test_a_worker_that_loads_another_encoder_than_the_driver_is_refused(tmp_path):
+    pairs, code = world_of(tmp_path), tmp_path / "enc.py"
+    extract(pairs, out=tmp_path / "out", max_failed=1, left=f"{code}:letters", right=f"{code}:letters")
+    folder = next((tmp_path / "out" / "left").glob("*"))
+    code.write_text(ENCODERS.replace("255", "256"))
+    job = engines.Job(pairs.items["left"], folder, f"{code}:letters", None, None, None, None, 1)
+    with pytest.raises(MismatchError, match="loads another encoder for 'left': code"):
+        job.work(silent)
+
+
+def test_sigterm_ends_a_run_on_ray_in_order(tmp_path):
+    pytest.importorskip("ray")
+    world_of(tmp_path)
+    words = [
+        "t.csv",
+        "--left",
+        "left=enc.py:letters",
+        "--right",
+        "right=enc.py:letters",
+        "--engine",
+        "ray",
+        "-o",
+        "out",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusemix", "extract", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env=environment() | {"CALLS": str(tmp_path / "calls"), "SLOW": "60"},
+    )  # fmt: skip
+    while not (tmp_path / "calls").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, error
+    assert "to go on: fusemix extract t.csv" in error
+
+
 RANKS = """
 import sys
 from fusemix.data.pairs import read_pairs
@@ -140,8 +186,10 @@ def test_two_ranks_of_torchrun_give_the_bytes_of_a_local_run(tmp_path, name):
         for shard in (0, 3, 4):
             next((tmp_path / name / "left").glob(f"*/shard-0000{shard}*")).unlink()
     (tmp_path / "driver.py").write_text(RANKS)
-    done = torchrun(tmp_path, "driver.py", "t.csv", tmp_path / "enc.py", name)
+    done = torchrun(tmp_path, "driver.py", "t.csv", tmp_path / "enc.py", name, CALLS=str(tmp_path / "calls"))
     assert done.returncode == 0, done.stderr
+    if name == "new":  # the ranks share the work: no item is encoded by both
+        assert len((tmp_path / "calls").read_text()) == 60 + 25
     assert tree(tmp_path / name) == tree(tmp_path / "local")
 
 
@@ -161,9 +209,11 @@ def test_of_the_ranks_one_speaks(tmp_path):
     assert done.stdout.count('"rows": 60') == 1
 
 
-def torchrun(folder, *words):
+def torchrun(folder, *words, **variables):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
         "--rdzv-endpoint", "localhost:0", *words,
     ]  # fmt: skip
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, cwd=folder)
+    return subprocess.run(
+        command, env=environment() | variables, capture_output=True, text=True, timeout=240, cwd=folder
+    )

@@ -468,3 +468,24 @@ def test_a_damaged_shard_alone_is_done_again_to_the_same_bytes(tmp_path, damage)
     assert done == [f"text {i}" for i in range(5, 10)]
     assert tree(out) == whole
     assert len(open_latents(out)) == 10
+
+
+def test_a_table_with_a_nan_goes_on(tmp_path):
+    columns = {"left": ["a", "bb"], "right": ["x", "yy"], "price": [1.5, float("nan")]}
+    pa.parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    options = {"out": tmp_path / "out", "left": letters, "right": letters}
+    first = extract(read_pairs(tmp_path / "t.parquet", left="left", right="right"), **options)
+    before = tree(tmp_path / "out")
+    (tmp_path / "out" / "pairs.parquet").write_bytes(_written_anew(tmp_path / "out" / "pairs.parquet"))
+    again = extract(read_pairs(tmp_path / "t.parquet", left="left", right="right"), **options)
+    assert len(again) == len(first) == 2 and tree(tmp_path / "out").keys() == before.keys()
+    pa.parquet.write_table(pa.table({**columns, "price": [1.5, None]}), tmp_path / "t.parquet")
+    with pytest.raises(MismatchError, match="with other rows"):
+        extract(read_pairs(tmp_path / "t.parquet", left="left", right="right"), **options)
+
+
+def _written_anew(path):
+    """The same table in other bytes, as another version of pyarrow would write it."""
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.parquet.read_table(path), sink, compression="none")
+    return sink.getvalue().to_pybytes()

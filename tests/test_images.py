@@ -190,3 +190,13 @@ def test_the_limit_itself_is_allowed(tmp_path, monkeypatch):
 def test_a_missing_file_a_folder_and_a_name_that_no_disk_can_hold_are_missing(tmp_path):
     for path in (tmp_path / "no.jpg", tmp_path, tmp_path / ("x" * 5000), tmp_path / "nul\0.jpg"):
         assert reason_of(path) == "missing"
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (10_100, 100)])
+def test_a_picture_that_no_processor_could_enlarge_is_too_large(size, tmp_path):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    with pytest.raises(ItemError, match="more than 100 times as long as wide") as caught:
+        load_image(tmp_path / "a.png")
+    assert caught.value.reason == "too large"
+    Image.new("RGB", (3, 300)).save(tmp_path / "b.png")
+    assert load_image(tmp_path / "b.png").size == (3, 300)

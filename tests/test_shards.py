@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bench_extraction import captions
+from fusemix import pipeline
 from fusemix.data.media import ItemError
 from fusemix.data.pairs import read_pairs
 from fusemix.data.store import LatentStore
@@ -353,6 +354,57 @@ def test_a_decoder_of_ones_own_gets_the_bytes_of_what_is_no_file_of_its_own(tmp_
     assert again["f"].numpy().tolist() == latents["f"].numpy().tolist()
 
 
+def test_large_items_go_through_the_encoder_in_parts_and_the_bytes_do_not_depend_on_who_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "PART_BYTES", 3000)
+    pairs = files(tmp_path, 12, missing=[1])
+    sizes = []
+
+    def scan(path):
+        return np.full(1000, path.read_bytes()[0], np.uint8)
+
+    def mean(arrays):
+        sizes.append(len(arrays))
+        return [[array.mean(), array.mean() * (1 + 1e-4 * sum(map(np.mean, arrays)))] for array in arrays]
+
+    mean.batch_size = 8
+    options = {"max_failed": 1, "decode": {"f": scan}, "f": mean, "b": plain}
+    latents = extract(pairs, out=tmp_path / "out", **options)
+    assert sizes == [3, 3, 1, 3, 1]
+    assert latents["f"].numpy()[:, 0].tolist() == [i for i in range(12) if i != 1]
+    (tmp_path / "1.bin").write_bytes(b"\x01")
+    extract(pairs, out=tmp_path / "out", retry_failed=True, **options)
+    extract(pairs, out=tmp_path / "whole", **options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_a_resume_stops_at_once_if_too_many_have_failed_already(tmp_path):
+    pairs = files(tmp_path, 40, missing=range(5))
+    extract(pairs, out=tmp_path / "out", shard_items=8, max_failed=1, f=read_files, b=plain)
+    next((tmp_path / "out" / "f").glob("*/shard-00004.*")).unlink()
+    read_files.asked.clear()
+    with pytest.raises(TooManyFailuresError, match="5 of the first 40 items failed"):
+        extract(pairs, out=tmp_path / "out", shard_items=8, f=read_files, b=plain)
+    assert len(read_files.asked) <= 16  # those of an earlier shard that it is asked for again
+
+
+def test_the_report_is_up_to_date_after_an_interrupted_retry(tmp_path):
+    pairs = files(tmp_path, 20, missing=[3, 15])
+    options = {"out": tmp_path / "out", "shard_items": 10, "max_failed": 1, "b": plain}
+    extract(pairs, f=read_files, **options)
+    for i in (3, 15):
+        (tmp_path / f"{i}.bin").write_bytes(bytes([i]))
+
+    def stopped(paths):
+        if any(path.name == "15.bin" for path in paths):
+            raise KeyboardInterrupt
+        return read_files(paths)
+
+    stopped.takes, stopped.batch_size, stopped.__qualname__ = "file", 4, read_files.__qualname__
+    with pytest.raises(KeyboardInterrupt):
+        extract(pairs, f=stopped, retry_failed=True, **options)
+    assert failed(tmp_path / "out") == [("15.bin", "missing", 16)]
+
+
 def test_a_decoder_of_texts_is_refused(tmp_path):
     pairs = read_pairs(table(tmp_path, ["one", "two"]), a="a", b="b")
     with pytest.raises(DataError, match="a decoder is given for 'a', whose items are texts; only files are decoded"):
@@ -367,15 +419,18 @@ def test_a_decoder_of_ones_own_reads_any_file(tmp_path):
             raise ValueError("no slices")
         if path.name == "4.bin":
             raise ItemError("no content", "an empty scan")
+        if path.name == "5.bin":
+            return None
         return path.read_bytes()[0] * 10
 
     latents = extract(
         pairs, out=tmp_path / "out", max_failed=1, decode={"f": scan}, f=lambda v: [[x, 1] for x in v], b=plain
     )
-    assert latents["f"].numpy()[:, 0].tolist() == [i * 10 for i in range(12) if i not in (3, 4)]
+    assert latents["f"].numpy()[:, 0].tolist() == [i * 10 for i in range(12) if i not in (3, 4, 5)]
     assert [(i, reason) for i, reason, _ in failed(tmp_path / "out")] == [
         ("3.bin", "decode failed"),
         ("4.bin", "no content"),
+        ("5.bin", "decode failed"),
     ]
 
 

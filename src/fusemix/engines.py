@@ -1,7 +1,11 @@
 """Who runs which shard: this process, ranks of torchrun, or a Ray cluster. The plan is ours, the bytes are the same."""
 
 import os
-from collections.abc import Callable, Sequence
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,12 +13,12 @@ from typing import Any
 from uuid import uuid4
 
 from fusemix.data.pairs import Items
-from fusemix.data.store import LatentStore
+from fusemix.data.store import LatentStore, difference
 from fusemix.encoders import Encoder, absolute, load_encoder
 from fusemix.encoders.canaries import check_canaries
 from fusemix.encoders.function import FunctionEncoder, load_function
 from fusemix.encoders.vectors import Precomputed
-from fusemix.errors import FusemixError, MissingExtraError
+from fusemix.errors import FusemixError, MismatchError, MissingExtraError
 from fusemix.pipeline import Pipeline
 from fusemix.progress import Progress, silent
 from fusemix.shards import Work, fill
@@ -67,6 +71,10 @@ class Job:
     def work(self, progress: Progress) -> Work:
         """Open the store, load the encoder and hold it to the one that started it."""
         store, encoder = LatentStore.open(self.folder), self.load()
+        # Another worker may have other files under the same name; a function that was sent has no file there.
+        differs = difference(store.facts.encoder, encoder.fingerprint) if isinstance(self.spec, str) else None
+        if differs:
+            raise MismatchError(f"{socket.gethostname()} loads another encoder for {self.items.name!r}: {differs}")
         if store.canaries is not None:
             check_canaries(encoder, store.canaries)
         return Work(store, self.pipeline(encoder), self.max_failed, progress)
@@ -91,7 +99,7 @@ def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> Non
     if world == 1:
         progress(f"extract {job.items.name}", job.count_done(shards)[0], len(job.items))
     if job.given is None and world > 1:
-        mine = [shard for shard in shards if shard % world == rank]
+        mine = shards[rank::world]
         _run_here(job, mine, _of_share(job, mine, progress) if rank == 0 else silent)
     elif job.given is None and engine == "ray":
         _run_ray(job, shards, progress)
@@ -149,20 +157,30 @@ def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
         import ray
     except ModuleNotFoundError as error:
         raise MissingExtraError("ray", "scale", "the engine 'ray'") from error
+    if ray.is_initialized():
+        _hand_out(job, shards, progress, [])
+        return
+    with _late_sigterm() as received:
+        try:
+            _hand_out(job, shards, progress, received)
+        finally:
+            ray.shutdown()
+
+
+def _hand_out(job: Job, shards: Sequence[int], progress: Progress, received: list[int]) -> None:
+    """Wait for one task a shard, until all are done or a signal is received."""
+    import ray
     import torch
 
-    started = not ray.is_initialized()
-    if started:
-        ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
-    try:
-        sent = ray.put(_anywhere(job))
-        gpus = 1 if torch.cuda.is_available() else 0
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_ray_task)
-        key, store = uuid4().hex, LatentStore.open(job.folder)
-        waiting = {task.remote(sent, key, shard): shard for shard in shards}
-        done, failed = job.count_done(shards)
-        while waiting:
-            (finished, *_), _ = ray.wait(list(waiting))
+    sent = ray.put(_anywhere(job))
+    gpus = 1 if torch.cuda.is_available() else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_ray_task)
+    key, store = uuid4().hex, LatentStore.open(job.folder)
+    waiting = {task.remote(sent, key, shard): shard for shard in shards}
+    done, failed = job.count_done(shards)
+    while waiting and not received:
+        ready, _ = ray.wait(list(waiting), timeout=1)
+        for finished in ready:
             shard = waiting.pop(finished)
             try:
                 ray.get(finished)
@@ -173,9 +191,29 @@ def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
             done += len(store.items_of(shard))
             failed += len(store.failures_of(shard))
             progress(f"extract {job.items.name}", done, len(job.items), f"{failed:,} failed" if failed else "")
+
+
+@contextmanager
+def _late_sigterm() -> Iterator[list[int]]:
+    """Start Ray, and let SIGTERM wait for the end of the block.
+
+    Ray puts a handler of its own in place of ours, and turns an exit from inside of one of its calls into another.
+    """
+    import ray
+
+    received: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
+    if main:
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield received
     finally:
-        if started:
-            ray.shutdown()
+        if main:
+            signal.signal(signal.SIGTERM, before)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _ray_failure(error: Exception) -> FusemixError:

@@ -84,15 +84,17 @@ def extract(
     started = [_start(job, dtype, shard_items, retry_failed) for job in jobs.values()]
     jobs = {job.items.name: job for job, _ in started}
     engines.barrier()
+    known: Mapping[str, Sequence[Failure]] = {}
     try:
         for job, shards in started:
             engines.run(engine, job, shards, progress)
             check_failures(job.items, max_failed, LatentStore.open(job.folder).failures)  # of all ranks
     except TooManyFailuresError as error:
-        _write_failed(out, pairs, jobs, error.failures)
+        known = error.failures
         raise
-    if engines.ranks()[0] == 0:
-        _write_failed(out, pairs, jobs, {})
+    finally:  # whatever ended the work, the report says what is known
+        if engines.ranks()[0] == 0:
+            _write_failed(out, pairs, jobs, known)
     engines.barrier()
     return open_latents(out)
 
@@ -210,7 +212,8 @@ def _start(job: Job, dtype: str, shard_items: int, retry_failed: bool) -> tuple[
     shards = sorted(missing + again)
     if shards and engines.ranks()[0] == 0:  # of several processes one asks
         check_answers(Work(store, job.pipeline(encoder), job.max_failed, silent), shards)
-    return replace(job, folder=folder), shards
+    # Workers compute as this process would, on whatever device they find themselves.
+    return replace(job, folder=folder, precision=job.precision or encoder.fingerprint.get("dtype")), shards
 
 
 def _write_pairs(out: Path, pairs: Pairs) -> None:
@@ -222,11 +225,23 @@ def _write_pairs(out: Path, pairs: Pairs) -> None:
     old, new = pa.parquet.read_table(path), pa.parquet.read_table(pa.BufferReader(content))
     if old.schema.metadata != new.schema.metadata:
         what = f"from {_meta(old)}, these are from {_meta(new)}"
-    elif not old.equals(new):
+    elif path.read_bytes() != content and not _same(old, new):
         what = "with other rows, splits or groups (another table, --split, --group or --seed)"
     else:
         return
     raise MismatchError(f"{path} holds pairs {what}; give another output folder, or delete this one to start again")
+
+
+def _same(old: pa.Table, new: pa.Table) -> bool:
+    """Compare two tables; NaN equals NaN, which Arrow's own comparison denies."""
+    if not old.schema.equals(new.schema) or len(old) != len(new):
+        return False
+    for a, b in zip(old.columns, new.columns, strict=True):
+        if not a.equals(b):
+            same_nulls = pa.types.is_floating(a.type) and a.is_null().equals(b.is_null())
+            if not same_nulls or not np.array_equal(a.to_numpy(), b.to_numpy(), equal_nan=True):
+                return False
+    return True
 
 
 def _meta(table: pa.Table) -> str:
@@ -248,10 +263,9 @@ def _write_failed(out: Path, pairs: Pairs, jobs: Mapping[str, Job], known: Mappi
         failures = [failure for shard in range(store.shards) for failure in store.failures_of(shard)]
         places = {failure.item for failure in failures}
         failures += [failure for failure in known.get(name, ()) if failure.item not in places]
-        of_item = pairs.rows[name]
-        first = dict(zip(of_item[::-1].tolist(), range(len(of_item), 0, -1), strict=True))
-        ids = job.items.ids
-        rows += [(ids[f.item], name, f.reason, f.message, first[f.item]) for f in failures]
+        of_item, ids = pairs.rows[name], job.items.ids
+        first = dict(zip(*(found.tolist() for found in np.unique(of_item, return_index=True)), strict=True))
+        rows += [(ids[f.item], name, f.reason, f.message, first[f.item] + 1) for f in failures]
         empty = np.flatnonzero(of_item < 0).tolist()
         rows += [(f"row {row + 1}", name, "empty", "nothing in this cell of the table", row + 1) for row in empty]
     columns = list(zip(*rows, strict=True)) or [()] * 5

@@ -5,13 +5,14 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusemix.data.decoding import Decoders
+from fusemix.data.decoding import Decoders, bytes_of
 from fusemix.data.media import ItemError
 from fusemix.data.pairs import Items
 from fusemix.data.store import Failure
@@ -19,6 +20,7 @@ from fusemix.encoders import Encoder, encode_batch
 
 MAX_CHARACTERS = 1_000_000  # a tokenizer takes seconds for a text of this length, and every model cuts it anyway
 AHEAD = 2  # batches that are decoded while the model works on one
+PART_BYTES = 1 << 29  # of decoded items that the encoder gets at once, such as 15 photographs of 12 megapixels
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,15 @@ Kept = Callable[[Batch], Result | None]
 def run(pipeline: Pipeline, batches: Iterable[Batch], kept: Kept = lambda batch: None) -> Generator[Result]:
     """Encode batches in order, while the next ones are being decoded; close it to end the decoders."""
     with Decoders() as decoders:
-        waiting: deque[tuple[int, Batch, Result | None, list[Any]]] = deque()
-        for turn, batch in enumerate(batches):
+        waiting: deque[tuple[Batch, Result | None, _Raw]] = deque()
+        turns = count()
+        for batch in batches:
             done = kept(batch)
-            raw = [] if done is not None else [submit(pipeline, decoders, place, turn) for place in batch.places]
-            waiting.append((turn, batch, done, raw))
+            raw: _Raw = deque()
+            for place in batch.places if done is None else ():
+                turn = next(turns)
+                raw.append((place, turn, submit(pipeline, decoders, place, turn)))
+            waiting.append((batch, done, raw))
             if len(waiting) > AHEAD:
                 yield _finish(pipeline, decoders, *waiting.popleft())
         while waiting:
@@ -90,8 +96,8 @@ def run(pipeline: Pipeline, batches: Iterable[Batch], kept: Kept = lambda batch:
 
 def encode_places(pipeline: Pipeline, decoders: Decoders, places: Sequence[int]) -> Result:
     """Decode and encode a few items as one batch."""
-    raw = [submit(pipeline, decoders, place) for place in places]
-    return _encode_decoded(pipeline, Batch(0, 0, list(places)), raw)
+    raw = deque((place, 0, submit(pipeline, decoders, place)) for place in places)
+    return _finish(pipeline, decoders, Batch(0, 0, list(places)), None, raw)
 
 
 def submit(pipeline: Pipeline, decoders: Decoders, place: int, turn: int = 0) -> Any:
@@ -110,24 +116,33 @@ def submit(pipeline: Pipeline, decoders: Decoders, place: int, turn: int = 0) ->
     return decoders.submit(form, items.source(place), turn)
 
 
-def _finish(
-    pipeline: Pipeline, decoders: Decoders, turn: int, batch: Batch, done: Result | None, raw: list[Any]
-) -> Result:
-    decoders.take_turn(turn)
-    return done if done is not None else _encode_decoded(pipeline, batch, raw)
+_Raw = deque[tuple[int, int, Any]]  # of each item its place, its turn, and what `submit` returned
 
 
-def _encode_decoded(pipeline: Pipeline, batch: Batch, raw: list[Any]) -> Result:
-    """Wait for the decoded items of a batch and encode them."""
-    values: dict[int, Any] = {}
+def _finish(pipeline: Pipeline, decoders: Decoders, batch: Batch, done: Result | None, raw: _Raw) -> Result:
+    """Wait for the decoded items of a batch and encode them, in parts where they are large; what is done stays."""
+    if done is not None:
+        return done
+    good: list[int] = []
     failures: list[Failure] = []
-    for place, value in zip(batch.places, raw, strict=True):
+    parts: list[_Encoded] = []
+    values: list[Any] = []
+    weight = 0
+    while raw:
+        place, turn, value = raw.popleft()
+        decoders.take_turn(turn)
         try:
-            values[place] = _decoded(value)
+            values.append(_decoded(value))
+            good.append(place)
+            weight += bytes_of(values[-1])
         except ItemError as error:
             failures.append(Failure(place, error.reason, str(error)))
-    latents, refusals, halved = _encode(pipeline.encoder, list(values.values()))
-    good = list(values)
+        del value  # a future keeps what it holds
+        if not raw or weight >= PART_BYTES:
+            parts.append(_encode(pipeline.encoder, values))
+            values, weight = [], 0
+            decoders.let_go(turn)
+    latents, refusals, halved = _join(parts)
     for i in np.flatnonzero(~np.isfinite(latents).all(axis=1)).tolist():
         refusals.setdefault(i, ItemError("not finite", "the encoder returned NaN or infinity"))
     failures += [Failure(good[i], error.reason, str(error)) for i, error in refusals.items()]
@@ -142,21 +157,32 @@ def _decoded(value: Any) -> Any:
     return value
 
 
-def _encode(encoder: Encoder, values: Sequence[Any]) -> tuple[NDArray[np.float32], dict[int, ItemError], bool]:
-    """Encode one batch, in halves where the device has too little memory: (n, D), rows refused, whether halved."""
+class _Encoded(NamedTuple):
+    latents: NDArray[np.float32]  # (n, D), not finite where an item has none
+    refusals: dict[int, ItemError]  # by row
+    halved: bool = False
+
+
+def _encode(encoder: Encoder, values: Sequence[Any]) -> _Encoded:
+    """Encode n decoded items, in halves where the device has too little memory."""
     if not values:
-        return np.empty((0, 0), np.float32), {}, False
-    with suppress(torch.OutOfMemoryError):
+        return _Encoded(np.empty((0, 0), np.float32), {})
+    with suppress(torch.OutOfMemoryError, MemoryError):
         latents = encode_batch(encoder, values)
         refused = getattr(encoder, "refused", ())
-        return latents, {i: ItemError("refused", "the encoder gave no latent for it") for i in refused}, False
+        return _Encoded(latents, {i: ItemError("refused", "the encoder gave no latent for it") for i in refused})
     if len(values) == 1:
         alone = ItemError("too large", "the device has too little memory for this item alone")
-        return np.full((1, 0), np.nan, np.float32), {0: alone}, True
+        return _Encoded(np.empty((1, 0), np.float32), {0: alone}, halved=True)
     middle = len(values) // 2
-    first, errors, _ = _encode(encoder, values[:middle])
-    second, more, _ = _encode(encoder, values[middle:])
-    width = max(first.shape[1], second.shape[1])  # a half in which all is refused may not know it
-    nothing = np.full((len(values), width), np.nan, np.float32)
-    halves = [half if half.shape[1] == width else nothing[: len(half)] for half in (first, second)]
-    return np.concatenate(halves), errors | {middle + i: error for i, error in more.items()}, True
+    return _join([_encode(encoder, values[:middle]), _encode(encoder, values[middle:])])._replace(halved=True)
+
+
+def _join(parts: Sequence[_Encoded]) -> _Encoded:
+    """Put parts of a batch together; one in which all was refused may not know the width."""
+    width = max(part.latents.shape[1] for part in parts)
+    rows = [part.latents for part in parts]
+    rows = [row if row.shape[1] == width else np.full((len(row), width), np.nan, np.float32) for row in rows]
+    starts = np.cumsum([0, *map(len, rows)]).tolist()
+    refusals = {start + i: e for start, part in zip(starts, parts, strict=False) for i, e in part.refusals.items()}
+    return _Encoded(np.concatenate(rows), refusals, any(part.halved for part in parts))

@@ -132,7 +132,10 @@ class Asker:
                 f"--decode {self.modality}=FUNCTION, or model.use_encoder({self.modality!r}, decode=FUNCTION)"
             )
         try:
-            return self._decoder(source)
+            value = self._decoder(source)
+            if value is None:
+                raise TypeError("it returned None")
+            return value
         except (ItemError, FusemixError):
             raise
         except Exception as error:

@@ -64,6 +64,7 @@ def fill(work: Work, shards: Sequence[int], done: int = 0, failed: int = 0) -> N
     beginning = range(min(store.shards, -(-FIRST // store.facts.shard_items)))
     failures = [failure for shard in beginning if shard not in shards for failure in store.failures_of(shard)]
     failed -= len(failures)
+    check_failures(items, work.max_failed, failures)
     batches = (batch for shard in shards for batch in plan(work, shard))
     width, parts = 0, []
     with closing(run(work.pipeline, batches, lambda batch: _kept(batch, old.get(batch.shard)))) as results:

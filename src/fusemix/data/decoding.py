@@ -35,8 +35,9 @@ COMMAND = [sys.executable, "-m", "fusemix.data.worker"]
 class Decoders:
     """A pool of decoding processes, each started when it is first needed; a context manager.
 
-    What is submitted has a turn. `take_turn` says which one is wanted now; of later ones only as much is decoded ahead
-    as AHEAD_BYTES hold. Leaving waits for what was submitted; leaving by an exception, Ctrl-C too, ends all at once.
+    What is submitted has a turn. `take_turn` says which one is wanted now, and `let_go` which ones are done with; what
+    comes later is only decoded while all that is held stays below AHEAD_BYTES. Leaving waits for what was submitted;
+    leaving by an exception, Ctrl-C too, ends all at once.
 
     Args:
         workers: number of processes; by default one a core, at most 8.
@@ -86,13 +87,17 @@ class Decoders:
         return self._threads.submit(self._in_turn, turn, self._call, function, source)
 
     def take_turn(self, turn: int) -> None:
-        """Decode what has this turn whatever it takes; earlier items are let go."""
+        """Decode what has this turn, or an earlier one, whatever it takes."""
         self._room.take_turn(turn)
+
+    def let_go(self, turn: int) -> None:
+        """Count the decoded items of this turn and of earlier ones no longer."""
+        self._room.let_go(turn)
 
     def _in_turn(self, turn: int, decode: Callable[..., Any], *arguments: Any) -> Any:
         self._room.wait(turn)
         value = decode(*arguments)
-        self._room.fill(turn, _bytes_of(value))
+        self._room.fill(turn, bytes_of(value))
         return value
 
     def _call(self, function: Callable[[Any], Any], source: Source) -> Any:
@@ -123,8 +128,22 @@ class Decoders:
         return worker.decode(form, source)
 
 
+def bytes_of(value: Any) -> int:
+    """Weigh a decoded item: a picture, a sound, frames, bytes or an array; 0 for what cannot be weighed."""
+    if isinstance(value, list):
+        return sum(bytes_of(part) for part in value)
+    if isinstance(value, Sound):
+        return value.samples.nbytes
+    if isinstance(value, bytes):
+        return len(value)
+    if hasattr(value, "nbytes"):
+        return int(value.nbytes)
+    size = getattr(value, "size", None)
+    return 3 * size[0] * size[1] if isinstance(size, tuple) else 0
+
+
 class _Room:
-    """The bytes of decoded items that wait for their turn."""
+    """The bytes of decoded items, from their decoding on until they are let go."""
 
     def __init__(self) -> None:
         self._held: Counter[float] = Counter()  # by turn
@@ -134,8 +153,12 @@ class _Room:
     def take_turn(self, turn: float) -> None:
         with self._changed:
             self._turn = turn
-            for earlier in [key for key in self._held if key < turn]:
-                del self._held[earlier]
+            self._changed.notify_all()
+
+    def let_go(self, turn: int) -> None:
+        with self._changed:
+            for done in [key for key in self._held if key <= turn]:
+                del self._held[done]
             self._changed.notify_all()
 
     def wait(self, turn: int) -> None:
@@ -271,23 +294,11 @@ def _answer(answer: "Future[Any]", function: Callable[[Any], Any], source: Path 
     """Run the user's own decoder, and say what came of it to whoever still listens."""
     try:
         value, failure = function(source), None
+        if value is None:
+            raise TypeError("it returned None")
     except (ItemError, FusemixError) as error:
         value, failure = None, error
     except BaseException as error:  # sys.exit ends this thread only, and somebody waits for an answer
         value, failure = None, ItemError("decode failed", f"{type(error).__name__}: {error}")
     with suppress(InvalidStateError):  # it was given up
         answer.set_exception(failure) if failure is not None else answer.set_result(value)
-
-
-def _bytes_of(value: Any) -> int:
-    """Weigh a decoded item: a picture, a sound, frames, bytes or an array; 0 for what cannot be weighed."""
-    if isinstance(value, list):
-        return sum(_bytes_of(part) for part in value)
-    if isinstance(value, Sound):
-        return value.samples.nbytes
-    if isinstance(value, bytes):
-        return len(value)
-    if hasattr(value, "nbytes"):
-        return int(value.nbytes)
-    size = getattr(value, "size", None)
-    return 3 * size[0] * size[1] if isinstance(size, tuple) else 0

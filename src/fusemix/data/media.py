@@ -20,13 +20,14 @@ Reason = Literal[
 empty: no text or no value in the table. missing: no such file. no access: the disk or its permissions refuse it.
 no content: zero bytes, or a file without a picture, a frame or a sample. wrong format: not one of the allowed formats.
 truncated: less than the file itself declares. unreadable: of an allowed format, but damaged. too large: more than
-MAX_PIXELS, or more memory than a decoder may take, or than the device has for one item. too long: more than
-MAX_SECONDS, or a text of more than a million characters. timed out, decoder crashed: the decoder hung or died.
-decode failed: the user's own decoder raised. duplicate: a key that an archive holds twice. refused: the encoder gave
-no latent. not finite: it gave NaN or infinity.
+MAX_PIXELS, or than MAX_ASPECT times as long as wide; more memory than a decoder may take, or than the device has for
+one item. too long: more than MAX_SECONDS, or a text of more than a million characters. timed out, decoder crashed: the
+decoder hung or died. decode failed: the user's own decoder raised. duplicate: a key that an archive holds twice.
+refused: the encoder gave no latent. not finite: it gave NaN or infinity.
 """
 
 MAX_PIXELS = 40_000_000
+MAX_ASPECT = 100  # long edge to short: processors enlarge the short edge first, and the whole picture with it
 MAX_SECONDS = 600
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 AUDIO_SUFFIXES = (".flac", ".m4a", ".mp3", ".oga", ".ogg", ".opus", ".wav")

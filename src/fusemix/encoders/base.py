@@ -1,6 +1,7 @@
 """What an encoder is: a frozen network, or anything else, that turns raw items into latents."""
 
 import json
+import sys
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fusemix.errors import EncoderError
+from fusemix.errors import EncoderError, FusemixError
 
 Latent = NDArray[np.float32]
 
@@ -48,7 +49,11 @@ def encode_batch(encoder: Encoder, items: Sequence[Any]) -> Latent:
     name = encoder.fingerprint.get("name", encoder.source)
     try:
         answer = encoder.encode(items)
-    except (TypeError, ValueError) as error:
+    except FusemixError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):  # the caller answers with smaller batches
+            raise
         raise EncoderError(f"the encoder {name} raised {type(error).__name__}: {error}") from error
     return as_latents(answer, len(items), name)
 
@@ -66,6 +71,12 @@ def as_latents(answer: Any, count: int, name: str) -> Latent:
     if latents.ndim != 2 or len(latents) != count:
         raise EncoderError(f"{name}: wanted an array of shape ({count}, D) for {count} items, got {latents.shape}")
     return latents
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether the device has too little memory; torch need not be loaded for it."""
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError))
 
 
 def hash_json(value: Any) -> str:

@@ -3,22 +3,24 @@
 import importlib
 import importlib.util
 import inspect
+import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fusemix.encoders.base import Latent, as_latents
+from fusemix.encoders.base import Latent, as_latents, out_of_memory
 from fusemix.errors import EncoderError, choices
 from fusemix.sound import Sound
 
 TAKES = ("any", "image", "text", "audio", "video", "file")
-LONGEST_WAIT = 60.0  # seconds between two attempts
+LONGEST_WAIT = 60.0  # seconds between two attempts, unless the server asks for more
 
 
 class FunctionEncoder:
@@ -33,23 +35,29 @@ class FunctionEncoder:
             jitter, unless the exception has `retry_after` in seconds or a response with that header.
         calls_per_minute: calls are spaced evenly to this rate, in each process.
 
-    Its fingerprint is its name and the source file that defines it: weights that the function loads from elsewhere
-    are not seen.
+    Its fingerprint is its name, the source file that defines it, and the arguments of a `functools.partial`: weights
+    that the function loads from elsewhere are not seen.
 
     Attributes:
         refused: places of the items that the last call to `encode` got None for; their rows are NaN.
 
     Raises:
-        EncoderError: one of the attributes is not what it should be.
+        EncoderError: one of the attributes is not what it should be, or a partial holds more than plain values.
     """
 
     def __init__(self, function: Callable[[list[Any]], Any], source: str | None = None) -> None:
         self.function = function
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        self.source = source or f"{getattr(function, '__module__', '__main__')}:{name}"
+        named, arguments = _parts(function)
+        name = getattr(named, "__qualname__", type(named).__qualname__)
+        self.source = source or f"{getattr(named, '__module__', '__main__')}:{name}"
         module = self.source.rpartition(":")[0]
         module = Path(module).stem if module.endswith(".py") else module
-        self.fingerprint = {"loader": "function", "name": f"{module}:{name}", "code": _code_hash(function)}
+        self.fingerprint: dict[str, Any] = {
+            "loader": "function",
+            "name": f"{module}:{name}",
+            "code": _code_hash(named),
+            **arguments,
+        }
         self.takes = getattr(function, "takes", "any")
         if self.takes not in TAKES:
             raise EncoderError(f"{self.source}: takes is {self.takes!r}; {choices(str(self.takes), TAKES)}")
@@ -112,7 +120,7 @@ class FunctionEncoder:
             return retrying(self._call_once, batch)
         except Exception as error:
             # The caller answers this one with smaller batches.
-            if _out_of_memory(error):
+            if out_of_memory(error):
                 raise
             tried = f" {self.retries + 1} times, at last" if self.retries else ""
             raise EncoderError(
@@ -128,14 +136,23 @@ class FunctionEncoder:
         return self.function(batch)
 
 
+def _parts(function: Any) -> tuple[Any, dict[str, Any]]:
+    """Return what has a name, and what a partial adds to it: {"arguments": ...} in plain values."""
+    if not isinstance(function, partial):
+        return function, {}
+    arguments = {"positional": list(function.args), **function.keywords}
+    try:
+        return function.func, {"arguments": json.loads(json.dumps(arguments))}
+    except (TypeError, ValueError) as error:
+        raise EncoderError(
+            f"a partial of {function.func!r} holds more than numbers, strings and lists of them ({error}), so nobody "
+            "could tell it from another; write a named function"
+        ) from error
+
+
 def _may_pass(error: BaseException) -> bool:
     """Tell what may go better the next time from Ctrl-C, an exit, and a batch that will never fit."""
-    return isinstance(error, Exception) and not _out_of_memory(error)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, Exception) and not out_of_memory(error)
 
 
 def _wait(state: Any) -> float:
@@ -144,7 +161,7 @@ def _wait(state: Any) -> float:
 
     asked = _retry_after(state.outcome.exception())
     if asked is not None:
-        return min(max(asked, 0.0), LONGEST_WAIT)
+        return max(asked, 0.0)
     return wait_exponential_jitter(initial=1, max=LONGEST_WAIT, jitter=1)(state)
 
 

@@ -153,6 +153,7 @@ class _Texts:
 
     def prepare(self, texts: Sequence[str]) -> dict[str, Any]:
         batch = dict(self.tokens.batch(texts, "np"))
+        batch.setdefault("attention_mask", np.ones_like(batch["input_ids"]))
         batch.setdefault("token_type_ids", np.zeros_like(batch["input_ids"]))
         places = np.arange(batch["input_ids"].shape[1])
         batch.setdefault("position_ids", np.broadcast_to(places, batch["input_ids"].shape))

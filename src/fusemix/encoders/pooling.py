@@ -29,19 +29,19 @@ _CLIP = Family(("pooler", "cls+mean"), 1)
 _LAST = Family(("last",))
 _FRAMES = Family(("mean",))
 
-# By model_type. Everything else: the model's own pooler, or the mean of its tokens; of a text, the mean of its tokens.
+# By model_type. Everything else: the last token of a decoder, which alone has seen the whole text, and the mean of the
+# tokens of another text model; of a picture or a sound the pooler if the model has one, else the mean of its tokens.
 FAMILIES = {
     # images
-    "beit": Family(("mean", "cls", "cls+mean"), 1), "clip_vision_model": _CLIP, "convnext": _POOLER,
-    "convnextv2": _POOLER, "data2vec-vision": Family(("mean", "cls", "cls+mean"), 1),
-    "deit": Family(("cls", "mean", "cls+mean"), 2), "dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_vit": _VIT,
-    "resnet": _POOLER, "siglip_vision_model": _POOLER, "siglip2_vision_model": _POOLER, "swin": _POOLER,
-    "swinv2": _POOLER, "vit": _VIT, "vit_mae": _VIT,
-    # texts: the tokens of a decoder see only what came before them, so the last one has seen it all
-    "clip_text_model": Family(("pooler",)), "siglip_text_model": Family(("pooler",)),
-    "siglip2_text_model": Family(("pooler",)), "gemma": _LAST, "gemma2": _LAST, "gemma3_text": _LAST, "gpt2": _LAST,
-    "gpt_neox": _LAST, "llama": _LAST, "mistral": _LAST, "opt": _LAST, "phi": _LAST, "phi3": _LAST, "qwen2": _LAST,
-    "qwen3": _LAST,
+    "altclip_vision_model": _CLIP, "beit": Family(("mean", "cls", "cls+mean"), 1), "blip_vision_model": _CLIP,
+    "chinese_clip_vision_model": _CLIP, "clip_vision_model": _CLIP, "convnext": _POOLER, "convnextv2": _POOLER,
+    "data2vec-vision": Family(("mean", "cls", "cls+mean"), 1), "deit": Family(("cls", "mean", "cls+mean"), 2),
+    "dinov2": _VIT, "dinov2_with_registers": _VIT, "dinov3_convnext": _POOLER, "dinov3_vit": _VIT,
+    "metaclip_2_vision_model": _CLIP, "resnet": _POOLER, "siglip_vision_model": _POOLER,
+    "siglip2_vision_model": _POOLER, "swin": _POOLER, "swinv2": _POOLER, "vit": _VIT, "vit_mae": _VIT, "vit_msn": _VIT,
+    # texts
+    "clip_text_model": Family(("pooler",)), "metaclip_2_text_model": Family(("pooler",)),
+    "siglip_text_model": Family(("pooler",)), "siglip2_text_model": Family(("pooler",)),
     # sounds
     "audio-spectrogram-transformer": Family(("pooler", "mean", "cls", "cls+mean"), 2), "clap_audio_model": _POOLER,
     "data2vec-audio": _FRAMES, "hubert": _FRAMES, "unispeech": _FRAMES, "unispeech-sat": _FRAMES, "wav2vec2": _FRAMES,
@@ -56,7 +56,7 @@ NAMED = {
 
 def family_of(config: Any) -> Family | None:
     """Look up an architecture by its configuration; None if it is not known."""
-    family = FAMILIES.get(config.model_type)
+    family = FAMILIES.get(config.model_type) or (_LAST if _is_decoder(config.model_type) else None)
     registers = int(getattr(config, "num_register_tokens", 0) or 0)
     return family._replace(special=family.special + registers) if family else None
 
@@ -69,11 +69,20 @@ def poolings_of(config: Any, name: str, saved: str | None = None) -> tuple[str, 
         name: of the model.
         saved: what sentence-transformers saved beside it, which goes before all else.
     """
-    named = saved or by_name(NAMED, name)
+    family = family_of(config)
+    named = saved or (by_name(NAMED, name) if family != _LAST else None)
     if named:
         return (named,)
-    family = family_of(config)
     return family.poolings if family else ()
+
+
+def _is_decoder(model_type: str | None) -> bool:
+    """Tell the networks that write texts word by word, and do nothing else."""
+    from transformers.models.auto import modeling_auto as auto
+
+    others = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    writes = model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(model_type in names for names in others)
+    return writes and model_type != "xlnet"  # it reads in every order
 
 
 def by_name(table: dict[str, str], name: str) -> str | None:

@@ -45,14 +45,16 @@ class Tokens:
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"  # pooling counts real tokens from the left
-        self.prefix = sentence.prefix or by_name(PREFIXES, name) or ""
+        # What was tuned for instructions wants none of them before what is searched.
+        self.prefix = sentence.prefix or ("" if "-instruct" in name.lower() else by_name(PREFIXES, name)) or ""
         self.lower = sentence.lower
         positions = getattr(config, "max_position_embeddings", None)
         limits = [sentence.max_tokens or MAX_TOKENS, self.tokenizer.model_max_length, positions]
         self.max_tokens = length or min(int(limit) for limit in limits if limit)
-        # SigLIP pools its last token, padding or not, and learned from texts filled up to the full length.
-        whole = length or str(getattr(config, "model_type", "")).startswith("siglip")
-        self.padding: bool | str = "max_length" if whole else True
+        # SigLIP pools its last token, padding or not: it learned from texts of full length, and sees all of each.
+        siglip = str(getattr(config, "model_type", "")).startswith("siglip")
+        self.padding: bool | str = "max_length" if length or siglip else True
+        self.masked = not siglip
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Tokens:
 
     def batch(self, texts: Sequence[str], kind: str) -> Any:
         """Tokenise n texts to arrays (n, T) of a kind, "pt" or "np", filled up to the longest."""
-        return self._tokenise(texts, padding=self.padding, return_tensors=kind, return_attention_mask=True)
+        return self._tokenise(texts, padding=self.padding, return_tensors=kind, return_attention_mask=self.masked)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text as the model sees it: with the prefix, and cut."""
