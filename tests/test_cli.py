@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fusemix import terminal
 
@@ -137,11 +138,24 @@ def test_any_word_names_a_modality(place):
         (("fit", "l", "-o", "x", "--dropout", "1.5"), "dropout is a probability"),
         (("fit", "l", "-o", "x", "--recipe", "papre"), "did you mean 'paper'"),
         (("evaluate", "m", "l", "--split", "tets"), "did you mean 'test'"),
+        (("search", "i", "none.jpg", "--image", "enc.py:colours"), "none.jpg: missing: no file none.jpg"),
+        (("search", "i", " "), "nothing to search for: the query is empty"),
+        (("fit", "l", "-o", "l"), "l holds something else (latents); write the model into another folder"),
+        (("index", "m", "l", "-o", "m"), "m holds something else (fusemix-model-2); write the index into another"),
+        (
+            ("extract", "t.csv", "--image", "hog", "--text", "title=minilm", "-o", "x"),
+            "(wanted --image COLUMN=ENCODER)",
+        ),
+        (
+            ("extract", "t.csv", "--image", "photo=enc.py:colours", "--text", "title=enc.py:letters", "-o", "t.csv"),
+            "t.csv cannot be the output folder: File exists",
+        ),
         (("extrct",), "No such command"),
     ],
 )
 def test_a_users_mistake_exits_with_2_and_says_what_to_do(place, words, message):
     (place / "t.csv").write_text("photo,title\na.png,one\nb.png,two\n")
+    Image.new("RGB", (2, 2)).save(place / "a.png")
     done = fusemix(*words, cwd=place, code=2)
     assert message in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
 
@@ -189,7 +203,7 @@ def test_too_many_failures_exit_with_3_and_what_failed_can_be_mended_and_tried_a
     assert "--max-failed" in error and "Traceback" not in error
     out = fusemix(*words, "--max-failed", 0.1, cwd=tmp_path).stdout
     assert "blob: 40 distinct items = 37 encoded + 3 failed\n  missing " in out
-    assert "1 empty cells skipped" in out and "pairs: 41 rows, 37 with every latent" in out
+    assert "skipped 1 empty cell\n" in out and "pairs: 41 rows, 37 with every latent" in out
     assert "l/failed.parquet; once mended, try them again with --retry-failed" in out
     for i in range(37, 40):
         (tmp_path / f"{i}.bin").write_bytes(bytes(i + 1))
@@ -201,7 +215,7 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(place, world):
     before = sorted(place.iterdir())
     out = fusemix(*words, "-o", "dry", "--dry-run", cwd=place).stdout
     assert "240 rows; nothing was written" in out
-    assert "image: 120 distinct items x 48 numbers by enc:colours, 1 shards, " in out
+    assert "image: 120 distinct items x 48 numbers by enc:colours, 1 shard, " in out
     assert "text: 240 distinct items x 26 numbers by enc:letters" in out and " free, " in out
     cost = json.loads(fusemix(*words, "-o", "dry", "--dry-run", "--json", cwd=place).stdout)
     assert sorted(place.iterdir()) == before

@@ -151,7 +151,7 @@ def test_files_need_a_function():
         ([[1.0, 2.0]], r"wanted an array of shape \(3, D\) for 3 items, got \(1, 2\)"),
         ([1.0, 2.0, 3.0], r"got \(3,\)"),
         (np.zeros((3, 2, 2)), r"got \(3, 2, 2\)"),
-        ([[1.0], [1.0, 2.0], [1.0]], "wanted 3 rows of numbers for 3 items"),
+        ([[1.0], [1.0, 2.0], [1.0]], "wanted 3 rows of numbers for 3 items; the rows have 1 and 2 numbers"),
         (["a kite", "a sea", "a sky"], "wanted 3 rows of numbers for 3 items; could not convert string to float"),
         (None, r"got \(\)"),
         ({"latents": 1}, "wanted 3 rows of numbers for 3 items"),

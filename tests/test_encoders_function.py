@@ -72,15 +72,12 @@ def test_when_the_retries_run_out_the_error_says_how_often_it_was_tried(clock):
     with pytest.raises(EncoderError) as caught:
         FunctionEncoder(api).encode(["ab"])
     assert api.calls == 4 and isinstance(caught.value.__cause__, OSError)
-    assert str(caught.value) == (
-        "the encoder test_encoders_function:Api raised 4 times, at last OSError: reset 3; "
-        "what is finished is kept, and the same command goes on from there"
-    )
+    assert str(caught.value) == ("the encoder test_encoders_function:Api raised 4 times, at last OSError: reset 3")
 
 
 def test_without_retries_an_exception_is_named_at_once(clock):
     api = Api(KeyError("embedding"))
-    with pytest.raises(EncoderError, match="Api raised KeyError: 'embedding'; what is finished is kept") as caught:
+    with pytest.raises(EncoderError, match="Api raised KeyError: 'embedding'") as caught:
         FunctionEncoder(api).encode(["ab"])
     assert api.calls == 1 and clock.slept == [] and isinstance(caught.value.__cause__, KeyError)
 

@@ -337,14 +337,21 @@ def test_pickled_weights_are_refused_and_never_opened(tmp_path):
     assert not sentinel.exists()
 
 
-def test_a_folder_of_the_wrong_modality_and_an_unknown_name_say_what_an_encoder_can_be(tmp_path):
+def test_a_folder_of_the_wrong_modality_says_what_it_lacks(tmp_path):
     image, text = save_image(tmp_path / "i"), save_bert(tmp_path / "t")
-    hint = "an encoder is a transformers folder or hub id, module:function, a .npy file, or one of hog and minilm"
-    for source, kind in ((image, "text"), (text, "image"), ("no-such-encoder", "image"), ("no-such-encoder", "text")):
-        with pytest.raises(EncoderError, match=hint):
-            load_encoder(str(source), kind)
-    with pytest.raises(EncoderError, match="'no-such-encoder' is a name: no such folder here"):
-        load_encoder("no-such-encoder", "text")
+    with pytest.raises(EncoderError, match="i has no tokenizer, so it takes no texts"):
+        load_encoder(str(image), "text")
+    with pytest.raises(EncoderError, match="t has no preprocessor_config.json, which says how pictures are prepared"):
+        load_encoder(str(text), "image")
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "audio"])
+def test_an_unknown_name_says_what_an_encoder_can_be_and_what_may_have_been_meant(kind):
+    with pytest.raises(EncoderError, match=r"no encoder 'no-such-encoder': no such folder in /.* an ONNX file, timm:"):
+        load_encoder("no-such-encoder", kind)
+    for wrong, right in (("hgo", "hog"), ("minlm", "minilm")):
+        with pytest.raises(EncoderError, match=f"no encoder {wrong!r}; found: hog, minilm; did you mean {right!r}"):
+            load_encoder(wrong, kind)
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])

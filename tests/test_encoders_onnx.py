@@ -120,6 +120,11 @@ def test_what_a_text_model_is_known_by_name_to_want_holds_for_its_graph_too(name
     np.testing.assert_allclose(latents, hidden.mean(axis=0) if row is None else hidden[row], atol=1e-5)
 
 
+def test_a_folder_that_is_called_onnx_and_holds_all_is_taken_as_it_is(vit, tmp_path):
+    folder = shutil.copytree(vit, tmp_path / "onnx", ignore=shutil.ignore_patterns("config.json"))
+    assert load_encoder(str(folder / "model.onnx"), "image").encode(pictures()[:1]).shape == (1, 32)
+
+
 def test_an_image_graph_equals_its_torch_model(vit):
     encoder = load_encoder(str(vit), "image")
     model, processor = torch_model(vit, hf.ViTModel), IMAGE["vit"][1]()

@@ -225,11 +225,13 @@ def test_a_ragged_row_far_down_is_named_by_its_number(tmp_path):
 def test_bytes_that_are_not_utf_8_are_named_by_their_line(tmp_path):
     content = "image,text\na,x\nb,käfer\n".encode("latin-1")
     message = refusal(written(tmp_path, "t.csv", content))
-    assert "line 3: 'utf-8' codec can't decode" in message
-    assert message.endswith("save the file as UTF-8")
+    assert "line 3 has the byte 0xe4; save the file as UTF-8" in message
+    message = refusal(written(tmp_path, "t.csv", "image,text\na,x\n".encode("utf-16")))
+    assert message.endswith("t.csv cannot be read as CSV in UTF-8: it is UTF-16; save the file as UTF-8")
+    assert refusal(written(tmp_path, "t.csv", b"\n\n")).endswith("t.csv is blank")
     for line in (b'{"a": "k\xe4fer"}', b'{"k\xe4fer": 1}'):
         message = refusal(written(tmp_path, "t.jsonl", b'{"a": "x"}\n' + line + b"\n"))
-        assert "t.jsonl cannot be read as JSONL in UTF-8: line 2: 'utf-8' codec can't decode" in message
+        assert "t.jsonl cannot be read as JSONL in UTF-8: line 2 has the byte 0xe4" in message
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
 )
 EXTRA: Any = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -51,11 +52,11 @@ Split = Annotated[
 Root = Annotated[Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")]
 Pooling = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=POOLING", help="cls, mean, cls+mean, last or pooler, where the default is not wanted."),
+    typer.Option(metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, instead of the default."),
 ]
 Decode = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME=FUNCTION", help="Your own decoder of one file: module:function or file.py:function."),
+    typer.Option(metavar="MODALITY=FUNCTION", help="Your own decoder of a file: module:function or file.py:function."),
 ]
 Precision = Annotated[
     str | None, typer.Option(help="Of the encoders' arithmetic (default: what the device does best).")
@@ -67,7 +68,7 @@ MaxFailed = Annotated[
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try the failed items again.")]
 Engine = Annotated[str, typer.Option(help="local, or ray; under torchrun the processes share the work.")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Write nothing; say what it would cost: rows, shards, disk, time.")
+    bool, typer.Option("--dry-run", help="Write nothing; try a few items, and say what all would cost: disk and time.")
 ]
 
 
@@ -155,7 +156,11 @@ def extract(
             )
     columns = {name: value.partition("=")[0] for name, value in given.items()}
     encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
-    pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
+    try:
+        pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
+    except DataError as error:
+        bare = [name for name, value in given.items() if "=" not in value and f"no column {value!r}" in str(error)]
+        raise (DataError(f"{error} (wanted --{bare[0]} COLUMN=ENCODER)") if bare else error) from None
     chosen: dict[str, Any] = {
         "pooling": _named("pooling", pooling),
         "decode": _named("decode", decode),
@@ -170,7 +175,7 @@ def extract(
             latents = fm.extract(pairs, out=out, dtype=dtype, progress=bars, **options, **encoders)
     if dry_run:
         result = {"rows": len(pairs), "modalities": {name: asdict(cost) for name, cost in forecast.items()}}
-        say(json.dumps(result, indent=2)) if as_json else show_survey(forecast, len(pairs), out)
+        say(json.dumps(result, indent=2)) if as_json else show_survey(forecast, len(pairs), out, max_failed)
         return
     if fm.engines.ranks()[0] != 0:  # of several processes one speaks
         return
@@ -295,6 +300,7 @@ def search(
     one that your own function decoded needs --decode.
     """
     import fusemix as fm
+    from fusemix.data.items import SUFFIXES
     from fusemix.data.media import is_file
     from fusemix.terminal import show_hits
 
@@ -302,8 +308,11 @@ def search(
     encoders, decoders = _modalities(context, image, text), _named("decode", decode)
     for name in {**encoders, **decoders}:
         opened.model.use_encoder(name, encoders.get(name), decode=decoders.get(name))
+    if not query.strip():
+        raise DataError("nothing to search for: the query is empty")
     path = Path(query)
-    hits = opened.search(path if is_file(path) else query, k, modality)
+    named = " " not in query and path.suffix.lower() in SUFFIXES  # to search for the name would look like success
+    hits = opened.search(path if is_file(path) or (named and modality is None) else query, k, modality)
     if as_json:
         typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
         return

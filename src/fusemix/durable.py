@@ -6,10 +6,14 @@ the same file: each has a temporary name of its own, and the last rename wins wh
 """
 
 import errno
+import json
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
+
+from fusemix.errors import StoreError
 
 HOST = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
 # A leftover of another machine on a shared disk: nobody can see from here whether its writer lives.
@@ -38,7 +42,22 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror or type(error).__name__, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is nothing to remove where nothing could be written
+            temporary.unlink(missing_ok=True)
+
+
+def claim(folder: Path, format_: str, what: str) -> None:
+    """Make sure that a folder holds nothing yet, or an earlier one of what is to be written.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    try:
+        found = json.loads((folder / "facts.json").read_bytes())["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = "latents" if (folder / "pairs.parquet").exists() else format_
+    if found != format_:
+        raise StoreError(f"{folder} holds something else ({found}); write the {what} into another folder")
 
 
 def remove_leftovers(folder: Path) -> None:

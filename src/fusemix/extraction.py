@@ -78,6 +78,10 @@ def extract(
     given = Given(encoders, pooling or {}, decode or {}, precision, max_failed)
     jobs = plan_jobs(pairs, out, given)
     engines.join_ranks()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{out} cannot be the output folder: {error.strerror}") from error
     durable.remove_leftovers(out)
     _write_pairs(out, pairs)
     # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.

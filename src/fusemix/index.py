@@ -128,8 +128,13 @@ class Index:
         return best, rows
 
     def save(self, folder: str | Path) -> None:
-        """Write a folder that needs nothing else: embeddings, items, facts and the model."""
+        """Write a folder that needs nothing else: embeddings, items, facts and the model.
+
+        Raises:
+            StoreError: the folder holds something else.
+        """
         folder = Path(folder)
+        durable.claim(folder, FORMAT, "index")
         sink = pa.BufferOutputStream()
         pa.parquet.write_table(self.items, sink)
         (folder / "facts.json").unlink(missing_ok=True)  # a half-written index is no index

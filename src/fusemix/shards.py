@@ -5,8 +5,8 @@ that shared its shards with others, ends with the same bytes.
 """
 
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,8 @@ def fill(work: Work, shards: Sequence[int], done: int = 0, failed: int = 0) -> N
     check_failures(items, work.max_failed, failures)
     batches = (batch for shard in shards for batch in plan(work, shard))
     width, parts = 0, []
-    with closing(run(work.pipeline, batches, lambda batch: _kept(batch, old.get(batch.shard)))) as results:
+    results = run(work.pipeline, batches, lambda batch: _kept(batch, old.get(batch.shard)))
+    with _kept_on_failure(), closing(results):
         for part in results:
             parts.append(part)
             count += len(part.batch.places)
@@ -80,6 +81,15 @@ def fill(work: Work, shards: Sequence[int], done: int = 0, failed: int = 0) -> N
                 parts = []
             so_far = failed + len(failures)
             work.progress(f"extract {items.name}", count, len(items), f"{so_far:,} failed" if so_far else "")
+
+
+@contextmanager
+def _kept_on_failure() -> Iterator[None]:
+    """Tell the user of an encoder that failed what becomes of the work until then."""
+    try:
+        yield
+    except EncoderError as error:
+        raise EncoderError(f"{error}; what is finished is kept, and the same call goes on from there") from error
 
 
 def _same_width(width: int, part: Result, name: str) -> int:

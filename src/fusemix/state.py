@@ -57,7 +57,12 @@ class State:
     canaries: dict[str, Tensor]
 
     def save(self, folder: Path) -> None:
-        """Write the folder; facts.json last, so that a half-written model is no model."""
+        """Write the folder; facts.json last, so that a half-written model is no model.
+
+        Raises:
+            StoreError: the folder holds something else.
+        """
+        durable.claim(folder, FORMAT, "model")
         weights = {f"{name}/{key}": value for name, a in self.adapters.items() for key, value in a.state_dict().items()}
         maps = {
             f"{name}/{key}": value for name, form in self.baselines.items() for key, value in form.to_tensors().items()

@@ -13,6 +13,7 @@ from fusemix.engines import Job
 from fusemix.extraction import Given, plan_jobs
 from fusemix.pipeline import encode_places
 from fusemix.progress import Progress, silent
+from fusemix.shards import histogram
 
 BYTES = {"float16": 2, "float32": 4}
 BATCHES = 3  # tried: the first pays for warming up, the others are timed
@@ -31,6 +32,7 @@ class Forecast:
         seconds: to encode all items on this machine.
         tried: items that were tried, spread evenly over the data.
         failed: of those.
+        reasons: why, counted.
     """
 
     items: int
@@ -41,12 +43,15 @@ class Forecast:
     seconds: float
     tried: int
     failed: int
+    reasons: str
 
 
 def survey(
     pairs: Pairs, given: Given, *, dtype: str = "float16", shard_items: int = 2048, progress: Progress = silent
 ) -> Mapping[str, Forecast]:
-    """Load every encoder, try it on a few items, and say what `extract` would cost; nothing is written.
+    """Load every encoder, try it on a few batches of items, and say what `extract` would cost; nothing is written.
+
+    A function of the user's own is called for these items, too.
 
     Raises:
         DataError: as `extract`.
@@ -67,18 +72,20 @@ def _forecast(job: Job, dtype: str, shard_items: int) -> Forecast:
     places = np.unique(np.linspace(0, len(items) - 1, BATCHES * size).astype(int)).tolist()
     # Every BATCHES-th item makes a batch, so that each of them is spread over the data.
     batches = [places[i::BATCHES] for i in range(BATCHES) if places[i::BATCHES]]
-    dim, failed, seconds = 0, 0, []
+    dim, failures, seconds = 0, [], []
     with Decoders() as decoders:
         for batch in batches:
             started = time.perf_counter()
             done = encode_places(pipeline, decoders, batch)
             seconds.append((time.perf_counter() - started) / len(batch))
-            dim, failed = max(dim, done.latents.shape[1]), failed + len(done.failures)
+            dim = max(dim, done.latents.shape[1])
+            failures += [failure.reason for failure in done.failures]
     shards = -(-len(items) // shard_items)
     disk = len(items) * (dim * BYTES[dtype] + _described(items)) + shards * 1024
     whole = float(np.median(seconds[1:] or seconds)) * len(items)  # the first batch pays for warming up
     name = encoder.fingerprint["name"]
-    return Forecast(len(items), name, dim, shards, disk, round(whole, 1), len(places), failed)
+    why = histogram(failures)
+    return Forecast(len(items), name, dim, shards, disk, round(whole, 1), len(places), len(failures), why)
 
 
 def _described(items: Items) -> int:

@@ -28,7 +28,7 @@ class _Rate(Column):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f}/s" if speed else "", style="cyan")
+        return Text(f"{speed:,.{0 if speed >= 10 else 1}f}/s" if speed else "", style="cyan")
 
 
 class Bars:
@@ -87,8 +87,9 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """Print an error on stderr."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text("error: ", style="bold red"), Text(text), sep="")
+    console = Console(stderr=True, highlight=False)
+    # On a screen lines break between words; in a log, or in what another program reads, they do not break.
+    console.print(Text("error: ", style="bold red") + Text(text), soft_wrap=not console.is_terminal)
 
 
 def show_extraction(result: Mapping[str, Any]) -> None:
@@ -100,7 +101,7 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         for reason, number in count["reasons"].items():
             say(f"  {reason:<16} {'█' * max(1, round(24 * number / most))} {number:,}")
         if count["empty_cells"]:
-            say(f"  {count['empty_cells']:,} empty cells skipped")
+            say(f"  skipped {_number(count['empty_cells'], 'empty cell')}")
     for reason, number in result["unread"].items():
         say(f"not read: {number:,} {reason}")
     parts = ", ".join(f"{name} {count:,}" for name, count in result["splits"].items())
@@ -110,19 +111,27 @@ def show_extraction(result: Mapping[str, Any]) -> None:
     say(f"next: fusemix fit {out} -o model")
 
 
-def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path) -> None:
+def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_failed: float) -> None:
     """Print what an extraction would cost, beside the free disk."""
     say(f"{rows:,} rows; nothing was written")
     for name, cost in forecast.items():
-        failed = f"; {cost.failed} of {cost.tried} tried items failed" if cost.failed else ""
         say(
-            f"{name}: {cost.items:,} distinct items x {cost.dim:,} numbers by {cost.encoder}, {cost.shards:,} shards, "
-            f"{_size(cost.disk_bytes)}, about {_duration(cost.seconds)}{failed}"
+            f"{name}: {cost.items:,} distinct items x {cost.dim:,} numbers by {cost.encoder}, "
+            f"{_number(cost.shards, 'shard')}, {_size(cost.disk_bytes)}, about {_duration(cost.seconds)}"
         )
+        if cost.failed:
+            say(f"  {cost.failed:,} of {_number(cost.tried, 'tried item')} failed: {cost.reasons}")
+        if cost.failed > max_failed * cost.tried:
+            say(f"  more than {max_failed:.0%}: extraction would stop; mend them, or allow more with --max-failed")
     there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     need, free = sum(cost.disk_bytes for cost in forecast.values()), shutil.disk_usage(there).free
     enough = "" if need < free else ": NOT ENOUGH"
     say(f"in all {_size(need)} of {_size(free)} free{enough}, {_duration(sum(c.seconds for c in forecast.values()))}")
+
+
+def _number(count: int, what: str) -> str:
+    """Say a number of things."""
+    return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
 def _size(count: float) -> str:

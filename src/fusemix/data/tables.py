@@ -5,6 +5,7 @@ import io
 import json
 import mmap
 import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def read_table(path: Path) -> pa.Table:
     if twice:
         raise DataError(f"{path} has several columns named {', '.join(map(repr, twice))}; rename or delete them")
     if table.num_rows == 0:
-        raise DataError(f"{path} has a header but no rows (columns: {', '.join(table.column_names)})")
+        columns = ", ".join(filter(None, table.column_names))
+        raise DataError(f"{path} has a header but no rows (columns: {columns})" if columns else f"{path} is blank")
     return table
 
 
@@ -263,5 +265,7 @@ def _bad_bytes(path: Path) -> str:
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                return f"line {number}: {error}; save the file as UTF-8"
+                utf_16 = number == 1 and line[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)
+                what = "it is UTF-16" if utf_16 else f"line {number} has the byte 0x{line[error.start]:02x}"
+                return f"{what}; save the file as UTF-8"
     return ""

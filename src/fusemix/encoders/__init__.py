@@ -141,6 +141,8 @@ def _is_onnx_folder(path: Path) -> bool:
 
 
 def _load_transformers(spec: str, kind: str, pooling: str | None, precision: str | None) -> Encoder:
+    if kind in ("text", "image") and _hears(spec):
+        raise EncoderError(f"{spec!r} is a model of sounds, but these are {kind} items")
     if kind == "text":
         from fusemix.encoders.text import TextEncoder
 

@@ -67,7 +67,10 @@ def as_latents(answer: Any, count: int, name: str) -> Latent:
     try:
         latents = np.asarray(answer, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise EncoderError(f"{name}: wanted {count} rows of numbers for {count} items; {error}") from error
+        rows = answer if isinstance(answer, list) else []
+        lengths = sorted({len(row) for row in rows if hasattr(row, "__len__") and not isinstance(row, str)})
+        why = f"the rows have {' and '.join(map(str, lengths))} numbers" if len(lengths) > 1 else str(error)
+        raise EncoderError(f"{name}: wanted {count} rows of numbers for {count} items; {why}") from error
     if latents.ndim != 2 or len(latents) != count:
         raise EncoderError(f"{name}: wanted an array of shape ({count}, D) for {count} items, got {latents.shape}")
     return latents

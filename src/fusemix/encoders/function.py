@@ -124,8 +124,7 @@ class FunctionEncoder:
                 raise
             tried = f" {self.retries + 1} times, at last" if self.retries else ""
             raise EncoderError(
-                f"the encoder {self.fingerprint['name']} raised{tried} {type(error).__name__}: {error}; "
-                "what is finished is kept, and the same command goes on from there"
+                f"the encoder {self.fingerprint['name']} raised{tried} {type(error).__name__}: {error}"
             ) from error
 
     def _call_once(self, batch: list[Any]) -> Any:

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +33,12 @@ IMMATERIAL = {
     "label2id", "name_or_path", "output_attentions", "output_hidden_states", "problem_type", "processor_class",
     "return_dict", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
-LONG_TEXT = 256
+LONG_TEXT, LONG_REASON = 256, 300
+OFFLINE = ("hog", "minilm")  # encoders that need neither a folder nor the hub
+FORMS_OF_SPEC = (
+    "a transformers or sentence-transformers folder or hub id, an ONNX file, timm:NAME, open_clip:MODEL/PRETRAINED, "
+    "module:function, file.py:function, a .npy file, or several of them as A+B"
+)
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,24 @@ class Checkpoint:
         """Read a folder, a hub id or `id@revision`.
 
         Raises:
-            EncoderError: a revision of a folder.
+            EncoderError: a revision of a folder, or neither a folder nor a model of the hub.
         """
         if Path(spec).is_dir():
             return cls(str(Path(spec).resolve()))
+        if get_close_matches(spec, OFFLINE):
+            raise EncoderError(f"no encoder {spec!r}; {choices(spec, OFFLINE)}, or {FORMS_OF_SPEC}")
         place, _, revision = spec.partition("@")
         if revision and Path(place).is_dir():
             raise EncoderError(
                 f"{place!r} is a folder, which has no revision {revision!r}; only hub ids have revisions"
             )
-        return cls(place, revision or None)
+        found = cls(place, revision or None)
+        if found.find("config.json") is None:
+            raise EncoderError(
+                f"no encoder {spec!r}: no such folder in {Path.cwd()}, and no such model on the hub (or the hub was "
+                f"not reached, and the model is not in its cache); an encoder is {FORMS_OF_SPEC}"
+            )
+        return found
 
     @property
     def is_folder(self) -> bool:
@@ -149,11 +163,8 @@ class Checkpoint:
 
     def _failure(self, factory: Any, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        kind = "folder" if self.is_folder else "name: no such folder here, so it was looked up on the model hub"
-        return (
-            f"{self.place!r} is a {kind}, and {factory.__name__} could not load it: {reason} "
-            "(an encoder is a transformers folder or hub id, module:function, a .npy file, or one of hog and minilm)"
-        )
+        reason = reason if len(reason) <= LONG_REASON else f"{reason[:LONG_REASON]}..."
+        return f"{self.place!r}: {factory.__name__} of transformers could not load it: {reason}"
 
 
 def choose_device() -> torch.device:

@@ -15,6 +15,7 @@ from fusemix.encoders.huggingface import (
     model_facts,
 )
 from fusemix.encoders.pooling import choose, family_of, pool
+from fusemix.errors import EncoderError
 
 # Processors that transformers wrote for torchvision only, and the one of the same arithmetic that needs PIL alone.
 WITHOUT_TORCHVISION = {"DINOv3ViTImageProcessor": "ViTImageProcessorPil"}
@@ -67,6 +68,11 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
     import transformers
 
     settings = checkpoint.read_json("preprocessor_config.json") or {}
+    if not settings and checkpoint.is_folder and checkpoint.find("processor_config.json") is None:
+        raise EncoderError(
+            f"{checkpoint.place} has no preprocessor_config.json, which says how pictures are prepared; "
+            "save the image processor of the model there too"
+        )
     substitute = WITHOUT_TORCHVISION.get(str(settings.get("image_processor_type")).removesuffix("Fast"))
     if substitute:
         return checkpoint.load(getattr(transformers, substitute))

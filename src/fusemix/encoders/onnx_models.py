@@ -188,7 +188,8 @@ def _find(path: Path) -> Path:
 
 def _checkpoint(file: Path) -> Checkpoint:
     """Return the folder that describes the graph: the file's own, or the one above a folder called onnx."""
-    above = file.parent.name == "onnx" and not (file.parent / "config.json").is_file()
+    beside = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+    above = file.parent.name == "onnx" and not any((file.parent / name).is_file() for name in beside)
     return Checkpoint(str(file.parent.parent if above else file.parent))
 
 

@@ -11,6 +11,7 @@ from fusemix.errors import EncoderError
 # Families trained with a prefix, by a word in their name (their model cards).
 PREFIXES = {"e5-small": "query: ", "e5-base": "query: ", "e5-large": "query: "}
 MAX_TOKENS = 512
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 
 
 class Tokens:
@@ -39,6 +40,10 @@ class Tokens:
     ) -> None:
         from transformers import AutoTokenizer
 
+        if checkpoint.is_folder and not any(map(checkpoint.find, TOKENIZERS)):
+            raise EncoderError(
+                f"{checkpoint.place} has no tokenizer, so it takes no texts; if it should, save the tokenizer there too"
+            )
         self.tokenizer = checkpoint.load(AutoTokenizer, **options)
         if not hasattr(self.tokenizer, "pad_token"):
             raise EncoderError(f"{checkpoint.place!r}: {type(self.tokenizer).__name__} does not tokenise single texts")

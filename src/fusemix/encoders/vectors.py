@@ -54,9 +54,8 @@ def read_vectors(path: Path, rows: np.ndarray[Any, Any], count: int) -> tuple[li
     if len(array) == count:
         return list(np.asarray(array)), fingerprint
     if len(array) != len(rows):
-        raise DataError(
-            f"{path} has {len(array):,} rows; wanted {count:,} (distinct items) or {len(rows):,} (table rows)"
-        )
+        wanted = f"{count:,}" if count == len(rows) else f"{count:,} (distinct items) or {len(rows):,} (table rows)"
+        raise DataError(f"{path} has {len(array):,} rows; wanted {wanted}")
     filled = np.flatnonzero(rows >= 0)
     items, first, place = np.unique(rows[filled], return_index=True, return_inverse=True)
     assert len(items) == count, "items are numbered without gaps"
