@@ -3,8 +3,9 @@
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -42,17 +43,16 @@ def read_tars(paths: list[Path], root: Path) -> Reading:
         DataError: a compressed tar, tars outside of the root, or nothing in any of them.
     """
     problems: list[Problem] = []
-    samples: list[tuple[str, dict[str, Cell]]] = []
-    names: list[str] = []
+    parts: list[_Part] = []
     for path in paths:
         name = _below(path, root)
-        found = _Tar(name, problems).read(path)
-        samples += found.items()
-        names += [name] * len(found)
-    if not samples:
+        samples = _Tar(name, problems).read(path)
+        if samples:
+            parts.append(_part(name, samples, problems))
+    if not parts:
         why = f"; {problems[0].id}: {problems[0].message}" if problems else ""
         raise DataError(f"{paths[0]}: no samples in {len(paths):,} tars (members such as 000.jpg and 000.txt){why}")
-    table, spans = _table(samples, names, problems)
+    table, spans = _join(parts, problems)
     return Reading(table, root, problems, spans)
 
 
@@ -157,30 +157,73 @@ def _storable(value: Any) -> Cell:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _table(
-    samples: list[tuple[str, dict[str, Cell]]], tars: list[str], problems: list[Problem]
-) -> tuple[pa.Table, dict[str, pa.Array]]:
-    """Make columns of samples; those of media hold ids, and their places go into `spans`."""
-    names = dict.fromkeys(name for _, cells in samples for name in cells)
-    order: list[str] = [name for name in ("image", "audio", "video", "text") if name in names]
-    order += [name for name in names if name not in order and name != "key"]
-    if len(order) > MAX_COLUMNS:
-        left = len(order) - MAX_COLUMNS
-        problems.append(Problem(tars[0], "too large", f"{left:,} more columns than {MAX_COLUMNS} are left out"))
+class _Part(NamedTuple):
+    """The samples of one tar as columns, which take a tenth of the memory of Python objects.
+
+    Attributes:
+        name: of the tar.
+        keys: n.
+        columns: n cells each; of media they are ids.
+        spans: of the columns of media, n places.
+    """
+
+    name: str
+    keys: pa.Array
+    columns: dict[str, pa.Array]
+    spans: dict[str, pa.Array]
+
+
+def _part(name: str, samples: dict[str, dict[str, Cell]], problems: list[Problem]) -> _Part:
     columns: dict[str, pa.Array] = {}
     spans: dict[str, pa.Array] = {}
-    for name in order[:MAX_COLUMNS]:
-        cells = [cells.get(name) for _, cells in samples]
+    for column in _limited(name, dict.fromkeys(key for cells in samples.values() for key in cells), problems):
+        cells = [cells.get(column) for cells in samples.values()]
         if any(isinstance(cell, Member) for cell in cells):
-            pairs = [(tar, cell if isinstance(cell, Member) else None) for tar, cell in zip(tars, cells, strict=True)]
-            columns[name] = pa.array([m and f"{tar}/{m.name}" for tar, m in pairs], pa.large_string())
-            spans[name] = pa.array([m and f"{tar}#{m.offset}+{m.size}" for tar, m in pairs], pa.large_string())
+            media = [cell if isinstance(cell, Member) else None for cell in cells]
+            columns[column] = pa.array([m and f"{name}/{m.name}" for m in media], pa.large_string())
+            spans[column] = pa.array([m and f"{name}#{m.offset}+{m.size}" for m in media], pa.large_string())
         else:
-            columns[name] = _array(cells)
+            columns[column] = _array(cells)
+    return _Part(name, pa.array(samples, pa.large_string()), columns, spans)
+
+
+def _limited(name: str, found: Iterable[str], problems: list[Problem]) -> list[str]:
+    """Order the names of columns, the usual ones first, and leave out what is too much."""
+    names = dict.fromkeys(found)
+    order: list[str] = [usual for usual in ("image", "audio", "video", "text") if usual in names]
+    order += [other for other in names if other not in order and other != "key"]
+    if len(order) > MAX_COLUMNS:
+        left = len(order) - MAX_COLUMNS
+        problems.append(Problem(name, "too large", f"{left:,} more columns than {MAX_COLUMNS} are left out"))
+    return order[:MAX_COLUMNS]
+
+
+def _join(parts: list[_Part], problems: list[Problem]) -> tuple[pa.Table, dict[str, pa.Array]]:
+    """Put the tars together: the table, and the places of its media."""
+    columns: dict[str, pa.ChunkedArray] = {"key": pa.chunked_array([part.keys for part in parts])}
+    spans: dict[str, pa.Array] = {}
+    for name in _limited(parts[0].name, (name for part in parts for name in part.columns), problems):
+        nothing = [pa.nulls(len(part.keys)) for part in parts]
+        media = any(name in part.spans for part in parts)
+        found = [part.columns if name in part.spans or not media else {} for part in parts]  # of media no texts
+        columns[name] = _chunked([cells.get(name, none) for cells, none in zip(found, nothing, strict=True)])
+        if media:
+            places = [part.spans.get(name, none) for part, none in zip(parts, nothing, strict=True)]
+            spans[name] = _chunked(places).combine_chunks()
     text = next((name for name in ("text", "caption", "cls") if name in columns), None)
     if text is not None:
         columns["text"] = columns[text]
-    return pa.table({"key": pa.array([key for key, _ in samples], pa.large_string()), **columns}), spans
+    return pa.table(columns), spans
+
+
+def _chunked(cells: list[pa.Array]) -> pa.ChunkedArray:
+    """Join the cells of a column; of several types they become numbers, or else text."""
+    kinds = list(dict.fromkeys(part.type for part in cells if not pa.types.is_null(part.type)))
+    kind = kinds[0] if kinds else pa.null()
+    if len(kinds) > 1:
+        numbers = all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds)
+        kind = pa.float64() if numbers else pa.large_string()
+    return pa.chunked_array([part.cast(kind) for part in cells], kind)
 
 
 def _array(cells: list[Cell]) -> pa.Array:
