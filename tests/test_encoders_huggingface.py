@@ -347,10 +347,10 @@ def test_a_folder_of_the_wrong_modality_says_what_it_lacks(tmp_path):
 
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])
 def test_an_unknown_name_says_what_an_encoder_can_be_and_what_may_have_been_meant(kind):
-    with pytest.raises(EncoderError, match=r"no encoder 'no-such-encoder': no such folder in /.* an ONNX file, timm:"):
+    with pytest.raises(EncoderError, match=r"no encoder 'no-such-encoder': no such folder in /.*hog, minilm,.* timm:"):
         load_encoder("no-such-encoder", kind)
     for wrong, right in (("hgo", "hog"), ("minlm", "minilm")):
-        with pytest.raises(EncoderError, match=f"no encoder {wrong!r}; found: hog, minilm; did you mean {right!r}"):
+        with pytest.raises(EncoderError, match=rf"no encoder {wrong!r}; did you mean {right!r}\?"):
             load_encoder(wrong, kind)
 
 

@@ -89,7 +89,7 @@ def complain(text: str) -> None:
     """Print an error on stderr."""
     console = Console(stderr=True, highlight=False)
     # On a screen lines break between words; in a log, or in what another program reads, they do not break.
-    console.print(Text("error: ", style="bold red") + Text(text), soft_wrap=not console.is_terminal)
+    console.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=not console.is_terminal)
 
 
 def show_extraction(result: Mapping[str, Any]) -> None:

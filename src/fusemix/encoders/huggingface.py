@@ -36,8 +36,8 @@ IMMATERIAL = {
 LONG_TEXT, LONG_REASON = 256, 300
 OFFLINE = ("hog", "minilm")  # encoders that need neither a folder nor the hub
 FORMS_OF_SPEC = (
-    "a transformers or sentence-transformers folder or hub id, an ONNX file, timm:NAME, open_clip:MODEL/PRETRAINED, "
-    "module:function, file.py:function, a .npy file, or several of them as A+B"
+    "hog, minilm, a transformers or sentence-transformers folder or hub id, an ONNX file, timm:NAME, "
+    "open_clip:MODEL/PRETRAINED, module:function, file.py:function, a .npy file, or several of them as A+B"
 )
 
 
@@ -64,8 +64,9 @@ class Checkpoint:
         """
         if Path(spec).is_dir():
             return cls(str(Path(spec).resolve()))
-        if get_close_matches(spec, OFFLINE):
-            raise EncoderError(f"no encoder {spec!r}; {choices(spec, OFFLINE)}, or {FORMS_OF_SPEC}")
+        near = get_close_matches(spec, OFFLINE)
+        if near:
+            raise EncoderError(f"no encoder {spec!r}; did you mean {near[0]!r}? (an encoder is {FORMS_OF_SPEC})")
         place, _, revision = spec.partition("@")
         if revision and Path(place).is_dir():
             raise EncoderError(
