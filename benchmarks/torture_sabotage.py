@@ -192,7 +192,7 @@ def plant(copy: Path, bug: Bug) -> bool:
 def run(copy: Path, tests: str) -> bool:
     """Run tests on the copy; tell whether one is red."""
     env = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(tests)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n0", *shlex.split(tests)]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=600)
     if done.returncode not in (0, 1):  # 1 is a red test; an error of collection would prove nothing
         raise SystemExit(f"{tests}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")

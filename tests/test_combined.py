@@ -74,7 +74,7 @@ def test_a_path_that_contains_a_plus_is_a_path(tmp_path, monkeypatch):
     (tmp_path / "c++.py").write_text(CODE)
     (tmp_path / "hog+minilm").mkdir()
     assert load_encoder("c++.py:size", "image").encode([drawing()]).tolist() == [[64, 64]]
-    with pytest.raises(EncoderError, match=r"hog\+minilm' is a folder"):
+    with pytest.raises(EncoderError, match=r"hog\+minilm': AutoModel of transformers could not load it"):
         load_encoder("hog+minilm", "text")
 
 
