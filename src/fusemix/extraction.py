@@ -70,8 +70,9 @@ def extract(
         DataError: a modality without an encoder, an encoder without a modality, or files that are not there.
         EncoderError: an encoder that does not load or returns no latents.
         MismatchError: the folder holds latents that were made differently.
-        StoreError: the disk or the precision failed.
+        StoreError: the latents do not fit the precision.
         TooManyFailuresError: see `max_failed`; what is known so far is in failed.parquet.
+        OSError: the disk refused, or gave back other bytes; what is finished is kept.
     """
     out = Path(out)
     _check_options(dtype, shard_items, max_failed, engine)
