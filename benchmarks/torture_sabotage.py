@@ -75,7 +75,7 @@ BUGS = [
     ),
     Bug(
         "failed items left out of failed.parquet", "extraction.py",
-        "first[f.item]) for f in failures]\n", "first[f.item]) for f in failures[1:]]\n",
+        "first[f.item] + 1) for f in failures]\n", "first[f.item] + 1) for f in failures[1:]]\n",
         "tests/test_extract.py -k recorded",
     ),
     Bug(
