@@ -1,7 +1,7 @@
 # make demo    the whole job on real data, offline, in about a minute
 # make test    lint, types and tests
 # make bench   benchmarks, one RESULT line per goal
-# make torture kills, faults, mutated files, hostile folders and planted bugs, one RESULT line per goal; an hour
+# make torture kills, faults, mutated files, hostile folders and planted bugs, one RESULT line per goal; twenty minutes
 #
 # Everything is installed into .venv, once. TORCH chooses another build of torch, for example
 #   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cu130"

@@ -137,7 +137,7 @@ BUGS = [
     ),
     Bug(
         "a process that never ends because a decoder hangs", "data/decoding.py",
-        "args=(answer, function, handed(source)), daemon=True", "args=(answer, function, handed(source)), daemon=False",
+        "path_or_bytes(source)), daemon=True", "path_or_bytes(source)), daemon=False",
         "tests/test_decoding.py -k although",
     ),
     Bug(

@@ -4,7 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # a test of every core at once, and not every core for a test
+os.environ["OMP_NUM_THREADS"] = "1"  # pytest runs one process a core, so none may take them all
 
 from itertools import pairwise
 from pathlib import Path

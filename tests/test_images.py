@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusemix.data import images
+from fusemix.data import media
 from fusemix.data.images import IMAGE_FORMATS, load_image
 from fusemix.data.media import ItemError, Span
 
@@ -179,9 +179,9 @@ def test_a_header_that_declares_too_many_pixels_is_refused_without_decoding(tmp_
 def test_the_limit_itself_is_allowed(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(noise(24, 16), "PNG"))
-    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16)
+    monkeypatch.setattr(media, "MAX_PIXELS", 24 * 16)
     assert load_image(path).size == (24, 16)
-    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 16 - 1)
+    monkeypatch.setattr(media, "MAX_PIXELS", 24 * 16 - 1)
     with pytest.raises(ItemError, match="24 x 16 pixels, the limit is 383") as caught:
         load_image(path)
     assert caught.value.reason == "too large"

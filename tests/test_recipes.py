@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import tarfile
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +105,7 @@ def environment(**settings):
 def run(recipe, folder, data, **settings):
     """Run a copy of a recipe as a user does, in a folder of its own; return what it printed."""
     shutil.copytree(RECIPES / recipe, folder / "recipes" / recipe)
+    shutil.copy(RECIPES / "published.py", folder / "recipes")
     env = environment(OMP_NUM_THREADS="1", FIT="--epochs 2 --dim 16 --depth 1", **settings)
     command = [f"recipes/{recipe}/run.sh", data.name, "runs/out"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
@@ -309,7 +310,7 @@ def test_a_published_figure_is_reached_only_on_a_gallery_like_the_published_one(
     ways = {way: {"R@1": figure, "R@5": 80, "R@10": 90, "gallery": size} for way in ("text->image", "image->text")}
     found = {"retrieval": ways, "baselines": {}, "notes": ["a note"]}
     write(tmp_path / "test-coco.json", json.dumps(found))
-    command = [sys.executable, RECIPES / "paper_image_text" / "published.py", tmp_path / "test-coco.json"]
+    command = [sys.executable, RECIPES / "published.py", "paper_image_text", tmp_path / "test-coco.json"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert "note, test-coco: a note" in lines
     assert json.loads(lines[-2].removeprefix("RESULT ")) == {
@@ -321,17 +322,12 @@ def test_a_published_figure_is_reached_only_on_a_gallery_like_the_published_one(
 @pytest.mark.parametrize("recipe", ["paper_image_text", "paper_audio_text"])
 def test_every_published_figure_is_in_the_readme(recipe):
     """What a result is read beside is written once for people and once for the machine; they must agree."""
-    folder = RECIPES / recipe
-    code = (folder / "published.py").read_text()
-    lines = [line for line in code.splitlines() if line.startswith('    "') and "((" in line]
-    readme = (folder / "README.md").read_text()
-    assert lines
-    for line in lines:
-        name, _, figures = line.strip().partition(": ")
-        numbers = figures.replace("(", "").replace(")", "").replace(",", "").split()
-        groups = ["/".join(group) for group in zip_longest(*[iter(numbers)] * 3)]
-        row = next(text for text in readme.splitlines() if text.startswith(f"| {name.strip(chr(34))} |"))
-        assert [cell.strip() for cell in row.strip("|").split("|")][1:] == groups
+    table = runpy.run_path(str(RECIPES / "published.py"))["TABLES"][recipe]
+    readme = (RECIPES / recipe / "README.md").read_text()
+    assert len(table.rows) >= 2
+    for name, recalls in table.rows.items():
+        row = next(text for text in readme.splitlines() if text.startswith(f"| {name} |"))
+        assert [cell.strip() for cell in row.strip("|").split("|")][1:] == ["/".join(map(str, r)) for r in recalls]
 
 
 @pytest.mark.parametrize("recipe", ["paper_image_text", "paper_audio_text"])

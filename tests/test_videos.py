@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from fusemix.data import videos
+from fusemix.data import media, videos
 from fusemix.data.media import ItemError
 from fusemix.data.sounds import load_sound
 from fusemix.data.videos import load_frames
@@ -171,8 +171,10 @@ def test_limits_are_checked_before_anything_is_decoded(tmp_path, monkeypatch):
         patch.setattr(videos, "MAX_SECONDS", 1)
         assert reason_of(load_frames, path) == "too long"
         assert reason_of(load_sound, path) == "too long"
-    monkeypatch.setattr(videos, "MAX_PIXELS", 64 * 48 - 1)
-    assert reason_of(load_frames, path) == "too large"
+    for limit, value in (("MAX_PIXELS", 64 * 48 - 1), ("MAX_ASPECT", 64 / 48 - 0.01)):
+        with monkeypatch.context() as patch:
+            patch.setattr(media, limit, value)
+            assert reason_of(load_frames, path) == "too large"
 
 
 def test_what_is_no_video_is_refused(tmp_path):

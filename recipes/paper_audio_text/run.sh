@@ -24,7 +24,7 @@ else
   row=${ROW:-65K}
 fi
 
-python "$here/published.py" --row "$row" # what the run is for; a wrong row must not cost hours
+python "$here/../published.py" paper_audio_text --row "$row" # what the run is for; a wrong row must not cost hours
 mkdir -p "$out"
 if [[ ! -f $out/pairs.csv ]]; then
   python "$here/pairs.py" "$data" "$out/pairs.csv" --sources "${sources[@]}"
@@ -36,4 +36,4 @@ for source in "${sources[@]}"; do
   fusemix evaluate "$out/model" "$out/latents" --split "test-$source" --json | tee "$out/test-$source.json"
   measured+=("$out/test-$source.json")
 done
-python "$here/published.py" --row "$row" "${measured[@]}"
+python "$here/../published.py" paper_audio_text --row "$row" "${measured[@]}"

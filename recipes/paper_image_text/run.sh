@@ -19,7 +19,7 @@ image=${IMAGE:-facebook/dinov2-giant} text=${TEXT:-BAAI/bge-large-en-v1.5} row=$
 read -ra sources <<<"${SOURCES:-coco vg sbu cc3m}"
 read -ra fit <<<"--recipe paper ${FIT:-}"
 
-python "$here/published.py" --row "$row" # what the run is for; a wrong row must not cost hours
+python "$here/../published.py" paper_image_text --row "$row" # what the run is for; a wrong row must not cost hours
 mkdir -p "$out"
 if [[ ! -f $out/pairs.parquet ]]; then
   python "$here/pairs.py" "$data" "$out/pairs.parquet" --sources "${sources[@]}"
@@ -35,4 +35,4 @@ for split in test-coco test-flickr30k; do
   fusemix evaluate "$out/model" "$out/latents" --split "$split" --json | tee "$out/$split.json"
   measured+=("$out/$split.json")
 done
-python "$here/published.py" --row "$row" "${measured[@]}"
+python "$here/../published.py" paper_image_text --row "$row" "${measured[@]}"

@@ -96,15 +96,15 @@ def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> Non
     """
     assert engine in ENGINES, "checked before anything was written"
     rank, world = ranks()
-    if world == 1:
-        progress(f"extract {job.items.name}", job.count_done(shards)[0], len(job.items))
-    if job.given is None and world > 1:
-        mine = shards[rank::world]
-        _run_here(job, mine, _of_share(job, mine, progress) if rank == 0 else silent)
-    elif job.given is None and engine == "ray":
-        _run_ray(job, shards, progress)
-    elif rank == 0:
-        _run_here(job, shards, progress)
+    mine = shards[rank::world]
+    done, failed = job.count_done(mine)
+    if world > 1:
+        progress = _of_share(done, world, progress) if rank == 0 else silent
+    progress(f"extract {job.items.name}", done, len(job.items))
+    if mine and engine == "ray" and world == 1 and job.given is None:  # to send vectors costs more than to write them
+        _run_ray(job, mine, progress, done, failed)
+    elif mine:
+        fill(job.work(progress), mine, done, failed)
     barrier()
 
 
@@ -136,72 +136,56 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def _of_share(job: Job, mine: Sequence[int], progress: Progress) -> Progress:
-    """Report the share of this rank as the whole: of the others nothing is known while they work."""
-    others, _ = job.count_done(mine)
+def _of_share(others: int, world: int, progress: Progress) -> Progress:
+    """Report the share of this rank as the whole: of the items of the others nothing is known while they work."""
 
     def report(stage: str, done: int, total: int, note: str = "") -> None:
-        progress(stage, done - others, total - others, f"this rank of {ranks()[1]}{note and ', '}{note}")
+        progress(stage, done - others, total - others, f"this rank of {world}{note and ', '}{note}")
 
     return report
 
 
-def _run_here(job: Job, shards: Sequence[int], progress: Progress) -> None:
-    if shards:
-        fill(job.work(progress), shards, *job.count_done(shards))
-
-
-def _run_ray(job: Job, shards: Sequence[int], progress: Progress) -> None:
+def _run_ray(job: Job, shards: Sequence[int], progress: Progress, done: int, failed: int) -> None:
     """Run one Ray task a shard, on the cluster that RAY_ADDRESS names or on this machine."""
     try:
         import ray
     except ModuleNotFoundError as error:
         raise MissingExtraError("ray", "scale", "the engine 'ray'") from error
-    if ray.is_initialized():
-        _hand_out(job, shards, progress, [])
-        return
-    with _late_sigterm() as received:
-        try:
-            _hand_out(job, shards, progress, received)
-        finally:
-            ray.shutdown()
-
-
-def _hand_out(job: Job, shards: Sequence[int], progress: Progress, received: list[int]) -> None:
-    """Wait for one task a shard, until all are done or a signal is received."""
-    import ray
     import torch
 
-    sent = ray.put(_anywhere(job))
-    gpus = 1 if torch.cuda.is_available() else 0
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_ray_task)
-    key, store = uuid4().hex, LatentStore.open(job.folder)
-    waiting = {task.remote(sent, key, shard): shard for shard in shards}
-    done, failed = job.count_done(shards)
-    while waiting and not received:
-        ready, _ = ray.wait(list(waiting), timeout=1)
-        for finished in ready:
-            shard = waiting.pop(finished)
-            try:
-                ray.get(finished)
-            except ray.exceptions.RayError as error:
-                for other in waiting:
-                    ray.cancel(other)
-                raise _ray_failure(error) from None
-            done += len(store.items_of(shard))
-            failed += len(store.failures_of(shard))
-            progress(f"extract {job.items.name}", done, len(job.items), f"{failed:,} failed" if failed else "")
+    with _cluster() as received:
+        sent = ray.put(_anywhere(job))
+        gpus = 1 if torch.cuda.is_available() else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_ray_task)
+        key, store = uuid4().hex, LatentStore.open(job.folder)
+        waiting = {task.remote(sent, key, shard): shard for shard in shards}
+        while waiting and not received:
+            ready, _ = ray.wait(list(waiting), timeout=1)
+            for finished in ready:
+                shard = waiting.pop(finished)
+                try:
+                    ray.get(finished)
+                except ray.exceptions.RayError as error:
+                    for other in waiting:
+                        ray.cancel(other)
+                    raise _ray_failure(error) from None
+                done += len(store.items_of(shard))
+                failed += len(store.failures_of(shard))
+                progress(f"extract {job.items.name}", done, len(job.items), f"{failed:,} failed" if failed else "")
 
 
 @contextmanager
-def _late_sigterm() -> Iterator[list[int]]:
-    """Start Ray, and let SIGTERM wait for the end of the block.
+def _cluster() -> Iterator[list[int]]:
+    """Start Ray unless it runs; yield the signals that should end the work, which wait for the end of the block.
 
-    Ray puts a handler of its own in place of ours, and turns an exit from inside of one of its calls into another.
+    Ray puts a handler of its own in place of ours for SIGTERM, and turns an exit inside of its calls into another.
     """
     import ray
 
     received: list[int] = []
+    if ray.is_initialized():
+        yield received
+        return
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
@@ -210,6 +194,7 @@ def _late_sigterm() -> Iterator[list[int]]:
     try:
         yield received
     finally:
+        ray.shutdown()
         if main:
             signal.signal(signal.SIGTERM, before)
     if received:

@@ -23,7 +23,7 @@ from fusemix.evaluate import Evaluation, chance, score
 from fusemix.fit import Sides, embed, fit_adapters
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
-from fusemix.queries import Asker, modality_of
+from fusemix.queries import QueryEncoder, modality_of
 from fusemix.state import Side, State, id_hashes
 
 PARAMETERS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "recipe", "seed", "device")
@@ -93,7 +93,7 @@ class FuseMix:
         self.recipe = recipe
         self.seed = seed
         self.device = device
-        self._askers: dict[str, Asker] = {}
+        self._query_encoders: dict[str, QueryEncoder] = {}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments; with it `sklearn.base.clone` works."""
@@ -154,7 +154,7 @@ class FuseMix:
         fitted = fit_adapters(train, val, config, device, progress)
         first, second = train.modalities
         self.modalities_ = (first, second)
-        self._askers = {}
+        self._query_encoders = {}
         self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
         self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
@@ -217,11 +217,11 @@ class FuseMix:
         if not len(items):
             return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
         modality = modality or modality_of(items[0], self._fitted().sides_)
-        return self.embed_latents(modality, self._asker(modality).encode(items))
+        return self.embed_latents(modality, self._query_encoder(modality).encode(items))
 
     def encoder(self, modality: str) -> Encoder:
         """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
-        return self._asker(modality).encoder
+        return self._query_encoder(modality).encoder
 
     def use_encoder(self, modality: str, encoder: Any = None, *, decode: Any = None) -> Self:
         """Encode raw items of a modality with this encoder, and decode their files with this decoder.
@@ -235,7 +235,7 @@ class FuseMix:
             EncoderError: it does not load.
             MismatchError: its fingerprint, or what it makes of the canary items, is not what the model was fitted on.
         """
-        self._asker(modality).use(encoder, decode)
+        self._query_encoder(modality).use(encoder, decode)
         return self
 
     def evaluate(self, latents: Latents) -> Evaluation:
@@ -321,10 +321,10 @@ class FuseMix:
             raise DataError(f"the model has no modality {modality!r}; {choices(modality, sides)}")
         return sides[modality]
 
-    def _asker(self, modality: str) -> Asker:
-        if modality not in self._askers:
-            self._askers[modality] = Asker(modality, self._side(modality), self.canaries_.get(modality))
-        return self._askers[modality]
+    def _query_encoder(self, modality: str) -> QueryEncoder:
+        if modality not in self._query_encoders:
+            self._query_encoders[modality] = QueryEncoder(modality, self._side(modality), self.canaries_.get(modality))
+        return self._query_encoders[modality]
 
     def _check(self, latents: Latents) -> None:
         """Refuse latents that are not of this model's encoders."""

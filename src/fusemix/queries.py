@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fusemix.data.decoding import call_decoder
 from fusemix.data.images import load_image
 from fusemix.data.items import SUFFIXES, located
-from fusemix.data.media import ItemError, Source, handed
+from fusemix.data.media import ItemError, Source, path_or_bytes
 from fusemix.data.sounds import load_sound
 from fusemix.data.store import difference
 from fusemix.data.videos import load_frames
@@ -17,13 +18,13 @@ from fusemix.encoders import Encoder, encode_batch, load_encoder, runs_code
 from fusemix.encoders.base import Latent
 from fusemix.encoders.canaries import check_canaries
 from fusemix.encoders.function import FunctionEncoder, load_function
-from fusemix.errors import DataError, EncoderError, FusemixError, MismatchError
+from fusemix.errors import DataError, EncoderError, MismatchError
 from fusemix.sound import Sound
 from fusemix.state import Side
 
 MEDIA = ("audio", "file", "image", "video")  # kinds of items that are files
 _LOADERS: dict[str, Callable[[Source], Any]] = {
-    "image": load_image, "audio": load_sound, "video": load_frames, "file": handed,
+    "image": load_image, "audio": load_sound, "video": load_frames, "file": path_or_bytes,
 }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ def modality_of(item: Any, sides: Mapping[str, Side]) -> str:
     )
 
 
-class Asker:
+class QueryEncoder:
     """What encodes the raw items of one modality of a model: the encoder, and the user's decoder if there is one.
 
     Args:
@@ -120,26 +121,18 @@ class Asker:
             return item
         try:
             source = located(Path(item))
-            return _LOADERS[form](source) if self.side.decode is None else self._decode_as_the_user(handed(source))
+            return _LOADERS[form](source) if self.side.decode is None else self._decode_as_the_user(source)
         except ItemError as error:
             raise DataError(f"{item}: {error.reason}: {error}") from error
 
-    def _decode_as_the_user(self, source: Path | bytes) -> Any:
+    def _decode_as_the_user(self, source: Source) -> Any:
         assert self.side.decode is not None
         if self._decoder is None:
             raise EncoderError(
                 f"the {self.modality} files were decoded by {self.side.decode['name']}; name this decoder: "
                 f"--decode {self.modality}=FUNCTION, or model.use_encoder({self.modality!r}, decode=FUNCTION)"
             )
-        try:
-            value = self._decoder(source)
-            if value is None:
-                raise TypeError("it returned None")
-            return value
-        except (ItemError, FusemixError):
-            raise
-        except Exception as error:
-            raise ItemError("decode failed", f"{type(error).__name__}: {error}") from error
+        return call_decoder(self._decoder, path_or_bytes(source))
 
     def _hold(self, what: str, fitted: Any, given: Any) -> None:
         differs = difference(fitted, given)

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import fusemix
-from fusemix.data.media import ItemError, Source, handed
+from fusemix.data.media import ItemError, Source, path_or_bytes
 from fusemix.data.worker import Message, pack_source, receive, send
 from fusemix.errors import FusemixError, MissingExtraError
 from fusemix.sound import Sound
@@ -107,7 +107,7 @@ class Decoders:
             if self._ending:
                 raise CancelledError
             self._calls.add(answer)
-        Thread(target=_answer, args=(answer, function, handed(source)), daemon=True).start()
+        Thread(target=_answer, args=(answer, function, path_or_bytes(source)), daemon=True).start()
         try:
             return answer.result(TIMEOUT)
         except TimeoutError as error:
@@ -117,7 +117,7 @@ class Decoders:
 
     def _decode(self, form: str, source: Source) -> Any:
         if form == "file":
-            return handed(source)
+            return path_or_bytes(source)
         worker = getattr(self._own, "worker", None)
         if worker is None:
             worker = self._own.worker = _Worker()
@@ -126,6 +126,24 @@ class Decoders:
                     raise CancelledError
                 self._workers.append(worker)
         return worker.decode(form, source)
+
+
+def call_decoder(function: Callable[[Any], Any], source: Path | bytes) -> Any:
+    """Run the user's own decoder on one item.
+
+    Raises:
+        ItemError: what it raises itself, or "decode failed" for anything else and for None.
+        FusemixError: what it raises itself.
+    """
+    try:
+        value = function(source)
+    except (ItemError, FusemixError):
+        raise
+    except (Exception, SystemExit) as error:  # an exit would end its thread only, and somebody waits for an answer
+        raise ItemError("decode failed", f"{type(error).__name__}: {error}") from error
+    if value is None:
+        raise ItemError("decode failed", "your decoder returned None")
+    return value
 
 
 def bytes_of(value: Any) -> int:
@@ -180,6 +198,7 @@ class _Worker:
         self._lock = Lock()
 
     def decode(self, form: str, source: Source) -> Any:
+        """Decode one item; a process that dies of an item before is replaced, and asked again."""
         facts, arrays = pack_source(source)
         request = {"form": form, "seconds": TIMEOUT, **facts}, arrays
         while True:
@@ -292,13 +311,8 @@ def _value(form: str, facts: dict[str, Any], arrays: list[Any]) -> Any:
 
 def _answer(answer: "Future[Any]", function: Callable[[Any], Any], source: Path | bytes) -> None:
     """Run the user's own decoder, and say what came of it to whoever still listens."""
-    try:
-        value, failure = function(source), None
-        if value is None:
-            raise TypeError("it returned None")
-    except (ItemError, FusemixError) as error:
-        value, failure = None, error
-    except BaseException as error:  # sys.exit ends this thread only, and somebody waits for an answer
-        value, failure = None, ItemError("decode failed", f"{type(error).__name__}: {error}")
     with suppress(InvalidStateError):  # it was given up
-        answer.set_exception(failure) if failure is not None else answer.set_result(value)
+        try:
+            answer.set_result(call_decoder(function, source))
+        except BaseException as error:  # whatever it is, somebody waits for it
+            answer.set_exception(error)

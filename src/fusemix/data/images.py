@@ -5,7 +5,7 @@ import warnings
 from typing import TYPE_CHECKING, BinaryIO
 
 from fusemix.data.complete import check_first_page, check_image
-from fusemix.data.media import MAX_ASPECT, MAX_PIXELS, ItemError, Reason, Source, opened, words_of
+from fusemix.data.media import MAX_PIXELS, ItemError, Reason, Source, check_size, opened, words_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,12 +52,7 @@ def _decode(file: BinaryIO) -> "Image":
         # Pillow's own guard warns or raises in `open`, at limits above ours.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(file, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            # The header is all that has been read so far: a bomb is refused before it unpacks.
-            if width * height > MAX_PIXELS:
-                raise ItemError("too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}")
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise ItemError("too large", f"{width} x {height} pixels, more than {MAX_ASPECT} times as long as wide")
+            check_size(*image.size)  # the header is all that has been read: a bomb is refused before it unpacks
             check_image(file, image.format or "")
             return _upright_rgb(ImageOps.exif_transpose(image))
 

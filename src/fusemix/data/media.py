@@ -52,6 +52,18 @@ class ItemError(Exception):
         self.reason: Reason = reason
 
 
+def check_size(width: int, height: int) -> None:
+    """Hold the declared size of a picture, or of the frames of a video, to the limits.
+
+    Raises:
+        ItemError: too large.
+    """
+    if width * height > MAX_PIXELS:
+        raise ItemError("too large", f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ItemError("too large", f"{width} x {height} pixels, more than {MAX_ASPECT} times as long as wide")
+
+
 def words_of(error: Exception) -> str:
     """Repeat what a library says, without the places in memory: the same file must fail with the same words again."""
     text = re.sub(r"<_io\.[^<>]*>", "the file", str(error))
@@ -84,7 +96,7 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def handed(source: Source) -> Path | bytes:
+def path_or_bytes(source: Source) -> Path | bytes:
     """Return what the user's own code gets of an item: its Path, or the bytes of what lies in a tar or in the table.
 
     Raises:

@@ -60,9 +60,7 @@ def read_table(path: Path) -> pa.Table:
         names = table.column_names
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # only pyarrow knows what it raises on damaged bytes: KeyError, OSError, MemoryError, ...
+    except Exception as error:  # pyarrow raises KeyError, OSError, MemoryError and more on damaged bytes
         text = "" if reader is _read_parquet else " in UTF-8"
         where = _bad_bytes(path) if text and isinstance(error, ValueError) else ""
         raise DataError(f"{path} cannot be read as {suffix[1:].upper()}{text}: {where or error}") from error

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from fusemix.data.complete import check_video
-from fusemix.data.media import MAX_PIXELS, MAX_SECONDS, ItemError, Source, opened, words_of
+from fusemix.data.media import MAX_PIXELS, MAX_SECONDS, ItemError, Source, check_size, opened, words_of
 from fusemix.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def load_frames(source: Source, count: int = FRAMES) -> "list[Image]":
     """
     with opened_container(source) as container:
         stream = first_stream(container, "video")
-        pixels = stream.codec_context.width * stream.codec_context.height
-        if pixels > MAX_PIXELS:
-            raise ItemError("too large", f"frames of {pixels:,} pixels, the limit is {MAX_PIXELS:,}")
+        check_size(stream.codec_context.width, stream.codec_context.height)
         times = packet_times(container, stream)
         wanted = [times[int((i + 0.5) * len(times) / count)] for i in range(count)]
         found = _frames_at(container, stream, sorted(set(wanted)))
