@@ -1,4 +1,4 @@
-# make demo    the whole job on real data, offline, in about a minute
+# make demo    the whole job on real data, offline, in a minute or two
 # make test    lint, types and tests
 # make bench   benchmarks, one RESULT line per goal
 # make torture kills, faults, mutated files, hostile folders and planted bugs, one RESULT line per goal; twenty minutes

@@ -91,7 +91,7 @@ def demo(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Do the whole job on symbols and their names: no download, about a minute."""
+    """Do the whole job on symbols and their names: no download, a minute or two."""
     from fusemix.demo import run_demo
     from fusemix.terminal import say, show_evaluation
 
