@@ -13,7 +13,7 @@ FLOORS = {
     "data": 1, "encoders": 1, "align": 1,
     "shards": 2, "engines": 2, "extraction": 2, "pipeline": 2, "survey": 2, "fit": 2,
     "state": 3, "queries": 3, "evaluate": 3, "index": 3, "model": 3, "report": 3, "demo": 3,
-    "terminal": 4, "cli": 4, "__main__": 4,
+    "arguments": 4, "terminal": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
 WINGS = {"data", "encoders", "align"}
 
