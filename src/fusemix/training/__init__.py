@@ -1,0 +1,1 @@
+"""A fit from the inside: what it costs."""
