@@ -46,28 +46,32 @@ def test_flops_are_those_that_torch_counts(depth):
     assert step_flops(config, 40, 24, 10, stored=True) == counter.get_total_flops()
 
 
-def kept_bytes(config, dim, batch):
+def kept_bytes(config, dim, batch, dtype):
     """Bytes that autograd keeps of an adapter and of a product with its embeddings, without weights."""
     adapter, kept = Adapter(dim, config), {}
-    own = {p.untyped_storage().data_ptr() for p in adapter.parameters()}
 
     def count(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if tensor.ndim and len(tensor) == batch:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+    ):
         embedded = adapter(torch.randn(batch, dim))
         product = embedded * torch.tensor(2.0, requires_grad=True)  # a use that needs the embedding, as the loss does
     assert product.requires_grad
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("change", [{}, {"depth": 0}, {"depth": 4, "dropout": 0.0}, {"input_dropout": 0.0}])
-def test_activations_are_what_autograd_keeps(change):
-    config = replace(SMALL, **change)
-    assert 64 * activation_bytes(config, 32) == pytest.approx(kept_bytes(config, 32, 64), rel=0.02)
+def test_activations_are_what_autograd_keeps(change, dtype):
+    config = replace(SMALL, dim=8, **change)
+    size = dtype.itemsize
+    kept = kept_bytes(config, 32, 65, dtype)
+    assert 65 * activation_bytes(config, 32, size, size) == pytest.approx(kept, rel=0.02 if size == 4 else 0.1)
 
 
 def test_memory_of_weights_is_that_of_the_adapters_and_of_adamw():
@@ -88,9 +92,10 @@ def test_the_streamed_loss_grows_with_the_batch_and_the_stored_one_with_its_squa
     assert streamed[1] < 2 * streamed[0] < stored[0] and stored[1] > 3.8 * stored[0]
 
 
-def test_half_precision_halves_the_activations_and_leaves_the_weights():
-    full, half = memory(paper(0), 64, 64, 100), memory(paper(0), 64, 64, 100, number=2, mask=2)
-    assert half["activations"] == pytest.approx(full["activations"] / 2, rel=0.01)
+def test_half_precision_halves_most_activations_and_leaves_the_weights():
+    wide = replace(paper(0), dim=64)
+    full, half = memory(wide, 64, 64, 100), memory(wide, 64, 64, 100, number=2, mask=2)
+    assert 0.5 < half["activations"] / full["activations"] < 0.6
     assert half["weights"] == full["weights"]
 
 

@@ -17,7 +17,7 @@ from fusemix.data.latents import Latents
 
 MEASURED_SECONDS = 0.2
 PRODUCTS = {"cpu": (1024, 512, 2048, 1), "cuda": (16_384, 1024, 4096, 8)}  # rows, width, inner width; products a sample
-STREAMED_LOGITS = 2**21  # the streamed loss holds about so many at a time
+STREAMED_LOGITS = 2**24  # the streamed loss keeps at most so many, 64 MiB, for its backward pass
 STORED_COPIES = 5  # the stored loss holds so many B x B matrices at its peak
 
 
@@ -150,8 +150,8 @@ def memory(
         dim_y: width of the latents y.
         batch: B, mixed pairs.
         stored: the loss keeps the B x B logits.
-        number: bytes of a number in the activations: 4, or 2 in half precision. Weights and what belongs to them are
-            float32 always.
+        number: bytes of a number in the matrix products: 4, or 2 in half precision. Weights and what belongs to them
+            are float32 always.
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
     weights = 4 * sum(_sizes(config, dim)[1] for dim in (dim_x, dim_y))
@@ -170,18 +170,20 @@ def memory(
 def activation_bytes(config: FitConfig, dim: int, number: int = 4, mask: int = 4) -> int:
     """Return the bytes that autograd keeps of one adapter for each mixed pair, until the backward pass has used them.
 
+    A compiled adapter keeps less: it computes again what is cheap.
+
     Args:
         config: of the adapter.
         dim: D, width of its latents.
-        number: bytes of a number.
+        number: bytes of a number in the matrix products, 4 or 2.
         mask: bytes of a unit in a dropout mask.
     """
     inner = config.expansion * dim
-    block = number * (2 * dim + 2 * inner)  # inputs of the norm, of the two linear maps and of the GELU
-    block += mask * inner if config.dropout > 0 else 0
-    norms = 4 * 2 * (config.depth + 1)  # mean and deviation, float32 always
-    # At the end the inputs of the last norm and of the last linear map, its output, and the embedding for the loss.
-    return config.depth * block + norms + number * (2 * dim + 2 * config.dim + 3)
+    # What flows past the blocks stays float32: inputs of the norms, and at the end what has its length taken. Only
+    # matrix products and what lies between two of them are in half precision: their inputs, and that of the GELU.
+    block = 4 * dim + number * (dim + 2 * inner) + (mask * inner if config.dropout > 0 else 0)
+    end = 4 * dim + number * dim + 4 * (2 * config.dim + 3)
+    return config.depth * block + end + 4 * 2 * (config.depth + 1)  # and mean and deviation of each norm
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
