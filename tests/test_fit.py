@@ -10,7 +10,9 @@ import torch
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, FusemixError, MismatchError
-from fusemix.fit import MIN_LR, batches, fit_adapters, learning_rate
+from fusemix.fit import fit_adapters
+from fusemix.training.order import Order
+from fusemix.training.schedule import MIN_LR, learning_rate
 from fusemix.progress import silent
 
 CPU = torch.device("cpu")

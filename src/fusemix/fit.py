@@ -16,7 +16,8 @@ from fusemix.training.interrupt import Interrupted, Interrupts
 from fusemix.training.journal import Journal, Meter, Track
 from fusemix.training.run import Run
 
-SAVE_SECONDS = 60.0  # between checkpoints; longer where one takes more than a twentieth of that
+SAVE_SECONDS = 60.0  # between checkpoints at least
+SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
@@ -111,7 +112,7 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
                 note = _note(run, meter.speed())
                 run.seconds += meter.look(run.step)
             progress("fit", run.step, steps * run.config.epochs, note)
-            if out is not None and time.monotonic() - saved > max(SAVE_SECONDS, 20 * cost):
+            if out is not None and time.monotonic() - saved > max(SAVE_SECONDS, SAVE_COST * cost):
                 began = time.monotonic()
                 with run.interrupts.held():
                     run.save(out)
