@@ -20,10 +20,11 @@ from fusemix.data.store import difference
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
-from fusemix.fit import Sides, embed, fit_adapters
+from fusemix.fit import fit_adapters
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
+from fusemix.training.validation import Sides, embed
 from fusemix.state import Side, State, id_hashes
 
 PARAMETERS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "recipe", "seed", "device")

@@ -42,7 +42,9 @@ class Journal:
         self.step = max(lines, default=0)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a record."""
+        """Add a record, unless one of its step was told before the interruption."""
+        if record["step"] <= self.step:
+            return
         self.step = int(record["step"])
         if self._path is not None:
             with self._path.open("a") as file:

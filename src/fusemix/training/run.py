@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from fusemix import durable
 from fusemix.config import FitConfig
 from fusemix.data.health import Health
 from fusemix.data.latents import Latents
@@ -176,6 +177,8 @@ class Run:
         """
         found = checkpoint.read(folder)
         barrier()  # before one process writes, all have read
+        if self.rank == 0:
+            durable.remove_leftovers(folder / checkpoint.FOLDER)
         if found is None:
             return
         tensors, record = found
@@ -211,9 +214,7 @@ class Run:
         return bool(answer)
 
 
-def _identity(
-    train: Latents, val: Latents | None, config: FitConfig, health: dict[str, Health]
-) -> dict[str, Any]:
+def _identity(train: Latents, val: Latents | None, config: FitConfig, health: dict[str, Health]) -> dict[str, Any]:
     """Return what must be the same for a fit to go on."""
     return {
         **config.to_dict(),

@@ -98,7 +98,7 @@ class Trainer:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or self.group is not None:
                     raise
-                reason = str(error).splitlines()[0]
+                reason = (str(error) or type(error).__name__).splitlines()[0]
             # Outside of the handler, whose traceback still holds the tensors.
             self._shrink(len(batch[0]), reason)
         if self.group is not None:
