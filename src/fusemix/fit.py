@@ -55,7 +55,7 @@ class Sides:
         sides, rows = [], []
         for modality in modalities:
             keep, index = np.unique(latents.rows[modality], return_inverse=True)
-            sides.append(latents.items[modality].latents[torch.from_numpy(keep)].to(device))
+            sides.append(latents.items[modality].rows.take(keep).to(device))
             rows.append(torch.from_numpy(index).to(device))
         return cls(sides[0], sides[1], (rows[0], rows[1]))
 
@@ -102,9 +102,7 @@ def check_validation(train: Latents, val: Latents) -> None:
         raise DataError(f"validation pairs are of {', '.join(val.modalities)}; wanted {', '.join(train.modalities)}")
     for modality in train.modalities:
         old, new = train.items[modality], val.items[modality]
-        differs = difference(
-            {**old.encoder, "width": old.latents.shape[1]}, {**new.encoder, "width": new.latents.shape[1]}
-        )
+        differs = difference({**old.encoder, "width": old.rows.shape[1]}, {**new.encoder, "width": new.rows.shape[1]})
         if differs:
             raise MismatchError(f"the {modality} latents of validation come from another encoder: {differs}")
         _check_finite(val[modality])
