@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -276,9 +275,8 @@ class FuseMix:
     def index(self, items: ItemLatents) -> Index:
         """Embed the items of one modality, such as `latents["image"]`, for search."""
         self._check_side(items)
-        table = pa.table({"id": items.ids, "value": pa.array(items.values, pa.string())})
         facts = {"modality": items.modality, "kind": items.kind, "root": str(items.root)}
-        return Index(self._embed_tensor(items.modality, items.latents), table, facts, self)
+        return Index(self._embed_tensor(items.modality, items.latents), items.items, facts, self)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a folder, see `state`."""
@@ -345,9 +343,9 @@ class FuseMix:
                 f"the {items.modality} latents come from another encoder than the model was fitted on: {differs}; "
                 "extract them with the same encoder, or fit again"
             )
-        if items.latents.shape[1] != side.dim:
+        if items.rows.shape[1] != side.dim:
             raise MismatchError(
-                f"the model takes {items.modality} latents of width {side.dim}, got {items.latents.shape[1]}"
+                f"the model takes {items.modality} latents of width {side.dim}, got {items.rows.shape[1]}"
             )
 
     def _embed_tensor(self, modality: str, latents: Tensor) -> Tensor:
@@ -396,4 +394,4 @@ def _device(name: str | None) -> torch.device:
 
 
 def _side(items: ItemLatents) -> Side:
-    return Side(items.kind, items.latents.shape[1], items.encoder, items.source, items.decode)
+    return Side(items.kind, items.rows.shape[1], items.encoder, items.source, items.decode)

@@ -23,7 +23,7 @@ def check_pairs(latents: Latents) -> dict[str, Health]:
     for modality in latents.modalities:
         items = latents[modality]
         found[modality] = _check_finite(items)
-        if found[modality].constant == items.rows.shape[1]:
+        if len(found[modality].constant) == items.rows.shape[1]:
             raise DataError(f"{modality}: all {len(items)} latents are the same, so there is nothing to tell apart")
     return found
 
@@ -51,7 +51,7 @@ def check_validation(train: Latents, val: Latents) -> dict[str, Health]:
 
 def _check_finite(items: ItemLatents) -> Health:
     health = examine(items)
-    if len(health.nonfinite):
-        first, count = items.ids[int(health.nonfinite[0])], len(health.nonfinite)
+    if len(health.not_finite):
+        first, count = health.names["not_finite"][0], len(health.not_finite)
         raise DataError(f"{items.modality}: the latent of {first!r} is NaN or infinite ({count} such items)")
     return health

@@ -219,17 +219,17 @@ def _identity(train: Latents, val: Latents | None, config: FitConfig, health: di
     return {
         **config.to_dict(),
         "pairs": _pairs_hash(train),
-        "latents": {name: found.digest for name, found in health.items()},
+        "latents": {name: _hash(found.mean, found.deviation) for name, found in health.items()},
         "validation pairs": _pairs_hash(val) if val is not None else None,
     }
 
 
 def _pairs_hash(latents: Latents) -> str:
-    digest = sha256()
-    for name in latents.modalities:
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(latents.rows[name]).tobytes())
-    return digest.hexdigest()
+    return _hash(*(torch.from_numpy(np.ascontiguousarray(latents.rows[name])) for name in latents.modalities))
+
+
+def _hash(*tensors: Tensor) -> str:
+    return sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
