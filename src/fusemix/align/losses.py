@@ -68,7 +68,8 @@ class _InfoNCE(torch.autograd.Function):
             rows, columns, matching = _merge(rows, columns, matching, start, group)
         ctx.save_for_backward(x, columns_of, temperature, rows, columns, matching)
         ctx.scale, ctx.start, ctx.safe, ctx.group = scale, start, safe, group
-        loss = (F.softplus(rows - matching).sum() + F.softplus(columns - matching).sum()) / (2 * len(matching))
+        costs = F.logsigmoid(matching - rows) + F.logsigmoid(matching - columns)  # -softplus, exact for all values
+        loss = costs.sum() / (-2 * len(matching))
         return loss if x.dtype == torch.float64 else loss.float()
 
     @staticmethod
@@ -119,7 +120,7 @@ def _facts(
     shares = [here]
     if group is not None:
         gathered = facts.new_empty(dist.get_world_size(group), 3)
-        dist.all_gather_into_tensor(gathered, facts.new_tensor(here), group=group)
+        dist.all_gather_into_tensor(gathered, facts.new_tensor([here]), group=group)
         shares = gathered.tolist()
     lengths, of_x, of_y = zip(*shares, strict=True)
     return 1 / value, max(of_x) * max(of_y) / value, [int(length) for length in lengths]
@@ -144,7 +145,7 @@ def _merge(
     here = columns.new_full((3, len(columns)), -math.inf)
     here[0, own], here[1], here[2, own] = rows, columns, matching
     gathered = here.new_empty(dist.get_world_size(group), *here.shape)
-    dist.all_gather_into_tensor(gathered, here, group=group)
+    dist.all_gather_into_tensor(gathered, here[None], group=group)
     return torch.logsumexp(gathered, dim=0).unbind()  # type: ignore[return-value]
 
 

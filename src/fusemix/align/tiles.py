@@ -42,7 +42,7 @@ def in_base_2(scale: float, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def log_sums(
-    x: Tensor, y: Tensor, scale: float, offset: int, safe: bool, keep: int = KEEP
+    x: Tensor, y: Tensor, scale: float, offset: int, safe: bool
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Sum the exponentials of the logits over rows and over columns, without the matching pairs.
 
@@ -52,7 +52,6 @@ def log_sums(
         scale: 1 / temperature.
         offset: place of the first row of x among the rows of y.
         safe: take a maximum for each row and column.
-        keep: how many bytes of tiles to keep for the backward pass.
 
     Returns:
         Natural logarithms of the sums over each row (b,) and each column (B,), -inf for an empty sum; the matching
@@ -61,7 +60,7 @@ def log_sums(
     rows = x.new_full((len(x),), -math.inf if safe else 0.0, dtype=torch.float64)
     columns = x.new_full((len(y),), -math.inf if safe else 0.0, dtype=torch.float64)
     matching = torch.empty_like(rows)
-    workspace, kept = _workspace(x, y), []
+    workspace, kept, keep = _workspace(x, y), [], KEEP
     alpha, unit = in_base_2(scale, x.dtype)
     for i, j in _tiles(len(x), len(y)):
         bytes_ = (i.stop - i.start) * (j.stop - j.start) * x.element_size()
