@@ -1,10 +1,11 @@
 """FuseMix: one lam for both modalities, raw latents, the same pairing."""
 
 import numpy as np
+import pytest
 import torch
 
 from fusemix.align.adapters import Adapter
-from fusemix.align.mixup import draw_lam, mix
+from fusemix.align.mixup import PIECE, draw_lam, gather_mix, mix
 from fusemix.config import paper
 from fusemix.data.latents import Latents
 from fusemix.training.feed import open_feed
@@ -22,6 +23,27 @@ def test_a_mix_is_the_weighted_sum_row_by_row():
     mixed = mix(latents, 0.3)
     for i in range(4):
         torch.testing.assert_close(mixed[i], 0.3 * latents[i] + 0.7 * latents[4 + i])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 7])
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_gathering_and_mixing_in_one_step_is_bit_for_bit_the_mix_of_the_gathered(dtype, size, lam):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(300, 11, generator=generator).to(dtype)
+    first, second = torch.randint(0, 300, (2, size), generator=generator).unbind()
+    rows = latents[torch.cat([first, second])]
+    expected = mix(rows if dtype == torch.float64 else rows.float(), lam)
+    assert torch.equal(gather_mix(latents, first, second, lam), expected)
+    out = torch.full((size, 11), torch.nan, dtype=torch.bfloat16)
+    assert gather_mix(latents, first, second, lam, out) is out
+    assert torch.equal(out, expected.bfloat16())
+
+
+def test_gather_mix_refuses_a_row_that_is_not_there():
+    for wrong in (3, -1):
+        with pytest.raises(IndexError):
+            gather_mix(torch.ones(3, 2), torch.tensor([0]), torch.tensor([wrong]), 0.5)
 
 
 def test_lam_follows_beta():
