@@ -47,9 +47,12 @@ def run(tmp_path: Path, extra: int) -> subprocess.CompletedProcess:
 def test_a_fit_in_too_little_memory_goes_on_in_pieces_with_the_same_loss(tmp_path):
     whole = json.loads(run(tmp_path, 0).stdout)
     assert {piece for _, piece in whole["pieces"]} == {whole["pieces"][0][1]}
-    tight = run(tmp_path, 120)
-    assert tight.returncode == 0, tight.stderr[-2000:]
-    got = json.loads(tight.stdout)
-    assert {rows for rows, _ in got["pieces"]} == {2048}, "the batch stays"
-    assert got["pieces"][-1][1] < 2048, "in pieces"
-    assert got["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+    for extra in range(110, 20, -10):  # MiB; how much is just too little depends on the machine
+        tight = run(tmp_path, extra)
+        assert tight.returncode == 0, tight.stderr[-2000:]
+        got = json.loads(tight.stdout)
+        assert {rows for rows, _ in got["pieces"]} == {2048}, "the batch stays"
+        assert got["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        if got["pieces"][-1][1] < 2048:
+            return
+    pytest.fail("the memory was never too small")

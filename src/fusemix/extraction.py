@@ -22,6 +22,7 @@ from fusemix.encoders.vectors import Precomputed, read_vectors
 from fusemix.engines import Job
 from fusemix.errors import DataError, MismatchError, TooManyFailuresError, choices
 from fusemix.progress import Progress, silent
+from fusemix.ranks import barrier, join_ranks, ranks
 from fusemix.shards import Work, check_answers, check_failures
 
 EncoderSpec = str | Path | Encoder | Callable[..., Any]
