@@ -1,0 +1,88 @@
+"""What several verbs of the command line are told: shared options, and the words that name modalities."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fusemix.errors import DataError, choices
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+Device = Annotated[str | None, typer.Option(help="A torch device; by default CUDA where there is one.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="CSV, TSV, JSONL or Parquet table, folder of media, WebDataset tars, or hf://datasets/ORG/NAME.",
+    ),
+]
+Column = Annotated[
+    list[str] | None, typer.Option(metavar="COLUMN=ENCODER", help="Column of the items, and what encodes them.")
+]
+Group = Annotated[
+    str | None, typer.Option(help="Column of what must stay in one split (default: the items that are not text).")
+]
+Split = Annotated[
+    str | None, typer.Option(help="Column that says train, val or test (default: 'split', else 80/10/10).")
+]
+Root = Annotated[Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")]
+Pooling = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, instead of the default."),
+]
+Decode = Annotated[
+    list[str] | None,
+    typer.Option(metavar="MODALITY=FUNCTION", help="Your own decoder of a file: module:function or file.py:function."),
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Of the encoders' arithmetic (default: what the device does best).")
+]
+Dtype = Annotated[str, typer.Option(help="Precision on disk: float16 or float32.")]
+MaxFailed = Annotated[
+    float, typer.Option(help="Stop with exit code 3 when more of the first 1,000 items of a modality fail.")
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try the failed items again.")]
+Engine = Annotated[str, typer.Option(help="local, or ray; under torchrun the processes share the work.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Write nothing; try a few items, and say what all would cost: disk and time.")
+]
+
+
+def modalities(context: typer.Context, image: list[str] | None, text: list[str] | None) -> dict[str, str]:
+    """Collect --image, --text and every --NAME VALUE that is no option of the command."""
+    words = list(context.args)
+    others: list[tuple[str, str]] = []
+    while words:
+        word = words.pop(0)
+        name, joined, value = word.removeprefix("--").partition("=") if word.startswith("--") else ("", "", "")
+        if not joined and words:
+            value = words.pop(0)
+        known = [option.lstrip("-") for p in context.command.params for option in p.opts]
+        if not name or not value or value.startswith("--"):
+            raise DataError(f"{word!r} is no option of this command; {choices(word.lstrip('-'), known)}")
+        others.append((name, value))
+    given = [*(("image", value) for value in image or ()), *others, *(("text", value) for value in text or ())]
+    return _once(given, "--{0} {1}")
+
+
+def named(option: str, words: list[str] | None) -> dict[str, str]:
+    """Read the NAME=VALUE words of an option."""
+    for word in words or ():
+        if "=" not in word:
+            raise DataError(f"--{option} {word}: wanted NAME=VALUE, NAME being a modality")
+    return _once(
+        [(name, value) for name, _, value in (word.partition("=") for word in words or ())], f"--{option} {{0}}={{1}}"
+    )
+
+
+def _once(given: list[tuple[str, str]], form: str) -> dict[str, str]:
+    """Refuse a name that is given twice: one of the two would be lost."""
+    found: dict[str, str] = {}
+    for name, value in given:
+        if name in found:
+            twice = " and ".join(form.format(name, each) for each in (found[name], value))
+            raise DataError(f"{twice}: {name!r} is given twice; give each modality a word of its own")
+        found[name] = value
+    return found
