@@ -11,9 +11,10 @@ from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, DivergedError, FusemixError, MismatchError
 from fusemix.fit import fit_adapters
+from fusemix.training.device import choose_precision
 from fusemix.training.order import Order
 from fusemix.training.schedule import MIN_LR, learning_rate
-from fusemix.training.step import Adapters, Trainer, choose_precision
+from fusemix.training.step import Adapters, Trainer
 from fusemix.progress import silent
 
 CPU = torch.device("cpu")

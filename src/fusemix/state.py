@@ -19,7 +19,7 @@ from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
 from fusemix.errors import DataError, StoreError
 
-FORMAT = "fusemix-model-2"
+FORMAT = "fusemix-model-3"
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Side:
     encoder: dict[str, Any]
     source: str
     decode: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, items: ItemLatents) -> "Side":
+        """Return what a model keeps of the items that it is fitted on."""
+        return cls(items.kind, items.rows.shape[1], items.encoder, items.source, items.decode)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class State:
         Raises:
             StoreError: the folder holds something else.
         """
-        durable.claim(folder, FORMAT, "model")
+        claim(folder)
         weights = {f"{name}/{key}": value for name, a in self.adapters.items() for key, value in a.state_dict().items()}
         maps = {
             f"{name}/{key}": value for name, form in self.baselines.items() for key, value in form.to_tensors().items()
@@ -148,6 +153,15 @@ model.embed_latents("{first}", latents)  # (N, {width}) -> (N, {self.config.dim}
 
 The licences of the encoders and of the data pass on to these adapters.
 """
+
+
+def claim(folder: Path) -> None:
+    """Make sure that a model can be written into a folder.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    durable.claim(folder, FORMAT, "model")
 
 
 def id_hashes(items: ItemLatents) -> Tensor:

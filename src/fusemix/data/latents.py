@@ -226,6 +226,21 @@ def _vectors(modality: str, tensor: Tensor) -> ItemLatents:
     return ItemLatents(modality, "vector", LateTable(lambda: table), LatentRows.of(tensor))
 
 
+def as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
+    """Return latents as they are, or pair two arrays row by row.
+
+    Raises:
+        DataError: one array alone, or latents and an array.
+    """
+    if isinstance(x, Latents):
+        if y is not None:
+            raise DataError("fit takes Latents alone: give the validation pairs as val=")
+        return x
+    if y is None:
+        raise DataError("fit takes Latents, or two arrays whose rows belong together")
+    return Latents.from_arrays(x=x, y=y)
+
+
 def open_latents(folder: str | Path) -> Latents:
     """Open what `extract` wrote.
 

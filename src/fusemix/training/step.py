@@ -10,6 +10,7 @@ from fusemix.align.adapters import Adapter
 from fusemix.align.losses import info_nce
 from fusemix.config import FitConfig
 from fusemix.errors import FusemixError
+from fusemix.training.device import choose_precision
 from fusemix.training.forecast import step_flops
 from fusemix.training.order import dropout_seed
 
@@ -26,22 +27,6 @@ class Adapters(nn.Module):
         super().__init__()
         self.sides = nn.ModuleList(Adapter(dim, config) for dim in dims)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
-
-
-def choose_precision(asked: str, device: torch.device) -> torch.dtype:
-    """Return the precision of the matrix products; weights, sums and the optimiser are always float32.
-
-    "auto" chooses by what the device can do: bfloat16 where it multiplies natively (CUDA from compute capability 8 on,
-    a CPU with AMX or AVX512-BF16), else float32. A CPU that emulates bfloat16 is eight times slower with it.
-    """
-    if asked != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[asked]
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        can = torch.cpu.get_capabilities()  # type: ignore[no-untyped-call]
-        native = device.type == "cpu" and bool(can.get("amx_bf16") or can.get("avx512_bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 class Trainer:
