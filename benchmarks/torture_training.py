@@ -2,11 +2,11 @@
 
     python benchmarks/torture_training.py [--small]
 
-A fit with dropout, mixing and validation saves a checkpoint after every step, in forked children. It is killed (SIGKILL)
-before or after every touch of the disk, and at random times, once or again and again inside one epoch; or the disk fails
-at a touch; or SIGTERM or SIGINT comes at a random time. After each of them the newest checkpoint must load, and the
-same call, made again, must end with the same weights, optimiser, history and metrics, bit for bit. At last, batches
-that make the loss NaN, and a learning rate a hundred times too high for 10,000 steps.
+A fit with dropout, mixing and validation saves a checkpoint after every step, in forked children. It is killed
+(SIGKILL) before or after every touch of the disk, and at random times, once or again and again inside one epoch; or the
+disk fails at a touch; or SIGTERM or SIGINT comes at a random time. After each of them the newest checkpoint must load,
+and the same call, made again, must end with the same weights, optimiser, history and metrics, bit for bit. At last,
+batches that make the loss NaN, and a learning rate a hundred times too high for 10,000 steps.
 """
 
 import argparse
@@ -147,9 +147,9 @@ def kills(world: World, points: list[tuple[int, bool]], times: list[float]) -> t
 def chains(world: World, count: int, rng: random.Random) -> tuple[int, list[str]]:
     """Kill three times or more inside one epoch: the second resume is where bugs live."""
     wrong: list[str] = []
+    out = world.folder / "out"
     a_step = world.touches // (4 * EPOCHS)
     for number in range(count):
-        out = world.folder / "out"
         for _ in range(rng.randint(3, 6)):
             touches = Touches(
                 rng.randint(1, 2 * a_step), lambda what: os.kill(os.getpid(), signal.SIGKILL), rng.random() < 0.5
@@ -213,7 +213,7 @@ def signals(world: World, count: int, rng: random.Random) -> tuple[int, list[str
 
 
 def large_step(folder: Path) -> float:
-    """Send SIGTERM in the middle of a step of the paper's adapters (110 M parameters); return the seconds to the exit."""
+    """Send SIGTERM in the middle of a step of the paper's adapters (110 M parameters); return the seconds it takes."""
     rng = np.random.default_rng(0)
     latents = Latents.from_arrays("train", x=rng.normal(size=(4096, 1536)), y=rng.normal(size=(4096, 1024)))
     config = replace(paper(0), batch_size=2048, epochs=2, precision="float32")

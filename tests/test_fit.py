@@ -11,11 +11,11 @@ from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, DivergedError, FusemixError, MismatchError
 from fusemix.fit import fit_adapters
+from fusemix.progress import silent
 from fusemix.training.device import choose_precision
 from fusemix.training.order import Order
 from fusemix.training.schedule import MIN_LR, learning_rate
 from fusemix.training.step import Adapters, Trainer
-from fusemix.progress import silent
 
 CPU = torch.device("cpu")
 
@@ -253,7 +253,7 @@ def test_a_recomputed_piece_draws_the_same_dropout():
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(), RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
     )],
 )  # fmt: skip
 def test_a_full_memory_shrinks_the_pieces_and_never_the_batch(monkeypatch, error):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_fit import CPU, pairs, small, weights
 
 from fusemix.fit import fit_adapters
 from fusemix.progress import silent
+from test_fit import CPU, pairs, small, weights
 
 SCRIPT = """
 import json, sys

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_fit import small
 
 from fusemix.training.order import Order, dropout_seed
+from test_fit import small
 
 
 def order(pairs, block=1, **changes):

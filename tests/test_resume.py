@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fit import CPU, pairs, small, weights
 
 from fusemix import fit
 from fusemix.errors import DivergedError, MismatchError, StoreError
@@ -16,6 +15,7 @@ from fusemix.fit import fit_adapters
 from fusemix.progress import silent
 from fusemix.training import checkpoint, journal
 from fusemix.training.step import Trainer
+from test_fit import CPU, pairs, small, weights
 
 DROPOUT = {"dropout": 0.3, "input_dropout": 0.2, "epochs": 4}
 TRAIN, VAL = pairs(200), pairs(40, "val", seed=1)  # 6 steps an epoch

@@ -1,6 +1,5 @@
 """Who runs which shard: this process, ranks of torchrun, or a Ray cluster. The plan is ours, the bytes are the same."""
 
-import os
 import signal
 import socket
 import threading

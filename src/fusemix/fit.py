@@ -1,24 +1,29 @@
 """Train two adapters on latents: FuseMix as published (arXiv 2312.10144, Algorithm 1). No encoder in sight."""
 
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fusemix.align.adapters import Adapter
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
-from fusemix.training.forecast import matmul_rate, step_flops
+from fusemix.training.forecast import Forecast, forecast, matmul_rate, step_flops
 from fusemix.training.interrupt import Interrupted, Interrupts
 from fusemix.training.journal import Journal, Meter, Track
+from fusemix.training.order import Order
 from fusemix.training.run import Run
+from fusemix.training.step import Adapters, Trainer
 
 SAVE_SECONDS = 60.0  # between checkpoints at least
 SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
+TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
 
@@ -86,13 +91,45 @@ def fit_adapters(
     return Fitted(adapters, kept["temperature"], run.history, int(kept["epoch"]), notes)
 
 
+def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast:
+    """Say what a fit would cost, from the rate of the device and a few steps on random numbers; writes nothing.
+
+    Raises:
+        DataError: pairs that cannot be fitted.
+    """
+    check_pairs(train)
+    order = Order.of(len(train), config)
+    dims = [train.items[name].rows.shape[1] for name in train.modalities]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trainer = Trainer(Adapters(dims, config).to(device), config, device)
+        flops = step_flops(config, dims, order.batch_size)
+        rows = max(2, min(order.batch_size, int(order.batch_size * TRIAL_FLOPS / flops)))
+        batch = [torch.randn(rows, dim, device=device) for dim in dims]
+        times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up
+    gradients, update = (statistics.median(each) for each in zip(*times, strict=True))
+    seconds = gradients * flops / step_flops(config, dims, rows) + update
+    precision = str(trainer.precision).removeprefix("torch.")
+    return forecast(train, config, device, precision, matmul_rate(device, trainer.precision), seconds)
+
+
+def _time_step(trainer: Trainer, batch: list[Tensor]) -> tuple[float, float]:
+    """Return the seconds of the gradients and of the update."""
+    marks = [time.perf_counter()]
+    for part in (lambda: trainer.gradients(0, batch), lambda: trainer.update(0.0)):
+        part()
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        marks.append(time.perf_counter())
+    return marks[1] - marks[0], marks[2] - marks[1]
+
+
 def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) -> None:
     """Take all steps that are left; tell and save along the way."""
     first = run.rank == 0  # of several processes one tells
     journal = Journal(out if first else None, run.step, run.history, track if first else None)
     trainer, steps = run.trainer, run.order.steps
     limit = matmul_rate(trainer.device, trainer.precision) * run.world if out is not None else 0.0
-    meter = Meter(run.order.size, step_flops(run.config, *trainer.dims, batch=run.order.batch_size), limit)
+    meter = Meter(run.order.size, step_flops(run.config, trainer.dims, run.order.batch_size), limit)
     every = 1 if trainer.device.type == "cpu" else LOOK_STEPS
     saved, cost, note = time.monotonic(), 0.0, ""
     run.adapters.train()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,20 +15,22 @@ from torch import Tensor
 from fusemix.align.adapters import Adapter
 from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
+from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.store import difference
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
-from fusemix.fit import fit_adapters
+from fusemix.fit import fit_adapters, foresee
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
-from fusemix.training.validation import Sides, embed
 from fusemix.ranks import join_ranks, ranks
-from fusemix.state import Side, State, claim, id_hashes
+from fusemix.seen import note_seen, overlap
+from fusemix.state import Side, State, claim
 from fusemix.training import checkpoint
 from fusemix.training.device import find_device
+from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
@@ -185,10 +188,7 @@ class FuseMix:
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
         self.baselines_ = _baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
-        self.seen_ = {f"trained on/{name}": id_hashes(train[name]) for name in train.modalities}
-        for name in train.modalities:
-            chosen = id_hashes(val[name]) if val is not None else torch.empty(0, dtype=torch.int64)
-            self.seen_[f"used to choose the epoch/{name}"] = chosen
+        self.seen_ = note_seen(train, val)
         self.facts_ = {
             "pairs": len(train),
             "items": {name: len(train[name]) for name in train.modalities},
@@ -201,7 +201,17 @@ class FuseMix:
             "seconds": round(time.perf_counter() - started, 1),
             "notes": fitted.notes,
         }
+        if folder is not None and ranks()[0] == 0 and find_spec("matplotlib") is not None:
+            write_curves(self.history_, fitted.best_epoch, folder)
         return self
+
+    def forecast(self, train: Latents) -> Forecast:
+        """Say what a fit on these pairs would cost, in time, memory and FLOPs; trains nothing.
+
+        Raises:
+            DataError: pairs that cannot be fitted.
+        """
+        return foresee(train, self.config(len(train)), find_device(self.device))
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""
@@ -277,22 +287,8 @@ class FuseMix:
             len(latents),
             retrieval,
             {"chance": chance(latents), **baselines},
-            self._overlap(latents),
+            overlap(self.seen_, latents),
         )
-
-    def _overlap(self, latents: Latents) -> list[str]:
-        """Say which of the items to measure on were trained on, or chose the epoch."""
-        notes = []
-        for use, meaning in (
-            ("trained on", "no measure of these"),
-            ("used to choose the epoch", "slightly in our favour"),
-        ):
-            for name in self.modalities_:
-                ids = id_hashes(latents[name])
-                count = int(torch.isin(ids, self.seen_[f"{use}/{name}"]).sum())
-                if count:
-                    notes.append(f"{count:,} of {len(ids):,} {name} items were {use}: {meaning}")
-        return notes
 
     def index(self, items: ItemLatents) -> Index:
         """Embed the items of one modality, such as `latents["image"]`, for search."""

@@ -4,23 +4,26 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from fusemix import durable
 from fusemix.align.metrics import CUTOFFS
+from fusemix.curves import draw_curves, new_figure, rendered
 from fusemix.data.images import load_image
 from fusemix.data.items import located
 from fusemix.data.latents import Latents
 from fusemix.data.media import IMAGE_SUFFIXES, ItemError
-from fusemix.errors import MissingExtraError
 from fusemix.evaluate import Evaluation
 from fusemix.index import Hit
 from fusemix.model import FuseMix
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {"chance": "#b8bec9", "ridge": "#8fa3c4", "cca": "#5b78ad", "fusemix": "#d9480f"}
 THUMBNAIL = 96  # pixels
@@ -92,9 +95,16 @@ def write_report(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    plots = [(recall_bars(evaluation), "Recall on the split, by method; the line on a bar is the 95 % interval.")]
-    plots.append((curves(model), "Training loss and validation recall; the dot is the epoch that was kept."))
-    figures = "".join(f"<figure>{svg}<figcaption>{escape(text)}</figcaption></figure>" for svg, text in plots)
+    plots = [
+        (recall_bars(evaluation), "Recall on the split, by method; the line on a bar is the 95 % interval."),
+        (
+            draw_curves(model.history_, model.facts_["best_epoch"]),
+            "Training loss, validation recall and learning rate; the dot is the epoch that was kept.",
+        ),
+    ]
+    figures = "".join(
+        f"<figure>{_inline(figure)}<figcaption>{escape(text)}</figcaption></figure>" for figure, text in plots
+    )
     answers = f"<h2>Queries</h2>{''.join(_example(e) for e in examples)}" if examples else ""
     after = f"<h2>Next</h2><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
     html = (
@@ -125,9 +135,9 @@ def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6)
     return examples
 
 
-def recall_bars(evaluation: Evaluation) -> str:
-    """Draw R@1, R@5 and R@10 of every method in both directions; return SVG."""
-    figure = _figure(6.4, 3.4)
+def recall_bars(evaluation: Evaluation) -> "Figure":
+    """Draw R@1, R@5 and R@10 of every method in both directions."""
+    figure = new_figure(6.4, 4.2)
     methods = {**evaluation.baselines, "fusemix": evaluation.retrieval}
     axes = figure.subplots(1, len(evaluation.retrieval), sharey=True)
     for ax, way in zip(axes, evaluation.retrieval, strict=True):
@@ -145,44 +155,13 @@ def recall_bars(evaluation: Evaluation) -> str:
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("% of queries")
     axes[0].legend(frameon=False, fontsize=8, loc="upper left")
-    return _svg(figure)
+    return figure
 
 
-def curves(model: FuseMix) -> str:
-    """Draw loss and validation recall against the epoch; return SVG."""
-    figure = _figure(6.4, 3.4)
-    ax = figure.subplots()
-    history = model.history_
-    ax.plot([r["epoch"] for r in history], [r["loss"] for r in history], color=COLOURS["cca"], label="training loss")
-    ax.set_xlabel("epoch")
-    ax.set_ylabel("loss", color=COLOURS["cca"])
-    ax.set_ylim(bottom=0)
-    ax.spines["top"].set_visible(False)
-    measured = [r for r in history if "val" in r]
-    if measured:
-        right = ax.twinx()
-        right.plot([r["epoch"] for r in measured], [r["val"] for r in measured], color=COLOURS["fusemix"])
-        kept = next(r for r in measured if r["epoch"] == model.facts_["best_epoch"])
-        right.plot(kept["epoch"], kept["val"], "o", color=COLOURS["fusemix"])
-        right.set_ylabel("validation recall, mean of R@1, 5, 10 both ways", color=COLOURS["fusemix"], fontsize=8)
-        right.set_ylim(0, 100)
-        right.spines["top"].set_visible(False)
-    return _svg(figure)
-
-
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plot", "a report") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Any) -> str:
-    out = StringIO()
-    figure.savefig(out, format="svg")
-    text = out.getvalue()
-    return text[text.index("<svg") :]  # without the XML head, so that it can stand in HTML
+def _inline(figure: "Figure") -> str:
+    """Return a figure as SVG without the head of a file, so that it can stand in HTML."""
+    text = rendered(figure, "svg").decode()
+    return text[text.index("<svg") :]
 
 
 def _example(example: Example) -> str:

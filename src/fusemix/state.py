@@ -2,12 +2,9 @@
 
 import json
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -162,17 +159,6 @@ def claim(folder: Path) -> None:
         StoreError: it holds something else.
     """
     durable.claim(folder, FORMAT, "model")
-
-
-def id_hashes(items: ItemLatents) -> Tensor:
-    """Return a 64-bit hash of the id of each item, (n,) int64."""
-    hashes = torch.empty(len(items), dtype=torch.int64)
-    done = 0
-    for block in items.items.select(["id"]).to_batches(max_chunksize=8192):  # so many Python strings at a time
-        digests = b"".join(blake2b(id_.encode(), digest_size=8).digest() for id_ in block["id"].to_pylist())
-        hashes[done : done + len(block)] = torch.from_numpy(np.frombuffer(digests, dtype="<i8").astype(np.int64))
-        done += len(block)
-    return hashes
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:

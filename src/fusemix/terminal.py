@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
     from fusemix.index import Hit
     from fusemix.survey import Forecast
+    from fusemix.training.forecast import Forecast as FitForecast
 
 
 SECONDS_PER_LINE = 60
@@ -129,6 +130,29 @@ def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_fa
     say(f"in all {_size(need)} of {_size(free)} free{enough}, {_duration(sum(c.seconds for c in forecast.values()))}")
 
 
+def show_forecast(forecast: "FitForecast") -> None:
+    """Print what a fit would cost, and what that rests on."""
+    widths = " and ".join(f"{name} ({width:,} numbers)" for name, width in forecast.modalities.items())
+    say(f"{forecast.pairs:,} pairs of {widths}; nothing was trained")
+    mixed = f" ({forecast.loaded:,} are loaded and mixed)" if forecast.loaded > forecast.batch else ""
+    say(
+        f"{_number(forecast.epochs, 'epoch')} x {_number(forecast.steps_per_epoch, 'step')} = "
+        f"{_number(forecast.steps, 'step')} of {forecast.batch:,} pairs{mixed}"
+    )
+    say(
+        f"{forecast.parameters:,} parameters, {_scaled(forecast.flops_per_step, 'FLOP')} a step, "
+        f"{_scaled(forecast.flops, 'FLOP')} in all"
+    )
+    say(f"latents: {_size(forecast.disk_bytes)} on disk, {_size(forecast.latent_bytes)} in memory")
+    parts = " + ".join(f"{_size(count)} {part}" for part, count in forecast.memory.items())
+    say(f"memory beside them: {parts} = {_size(sum(forecast.memory.values()))}")
+    reached = forecast.flops / forecast.seconds / forecast.rate
+    say(
+        f"about {_duration(forecast.seconds)} at {100 * reached:.0f} % of the {_scaled(forecast.rate, 'FLOP/s')} "
+        f"that a {forecast.precision} product reaches here; validation comes on top"
+    )
+
+
 def _number(count: int, what: str) -> str:
     """Say a number of things."""
     return f"{count:,} {what}{'s' if count != 1 else ''}"
@@ -136,11 +160,16 @@ def _number(count: int, what: str) -> str:
 
 def _size(count: float) -> str:
     """Say a number of bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
+    return _scaled(count, "B")
+
+
+def _scaled(count: float, unit: str) -> str:
+    """Say a number of units that can be large."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.3g} {prefix}{unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:.3g} E{unit}"
 
 
 def _duration(seconds: float) -> str:

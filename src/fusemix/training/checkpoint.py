@@ -81,5 +81,5 @@ def _files(folder: Path) -> list[Path]:
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:
     digest = sha256(header.encode())
     for tensor in tensors.values():
-        digest.update(memoryview(tensor.reshape(-1).view(-1).numpy()).cast("B"))
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

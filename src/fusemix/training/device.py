@@ -31,6 +31,6 @@ def choose_precision(asked: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device)[0] >= 8
     else:
-        can = torch.cpu.get_capabilities()  # type: ignore[no-untyped-call]
+        can = torch.cpu.get_capabilities()
         native = device.type == "cpu" and bool(can.get("amx_bf16") or can.get("avx512_bf16"))
     return torch.bfloat16 if native else torch.float32

@@ -133,9 +133,10 @@ class Run:
             for name in self.pairs.modalities
         }
         some = ", ".join(" + ".join(map(repr, pair)) for pair in list(zip(*ids.values(), strict=True))[:NAMED])
+        more = ", ..." if len(batch) > NAMED else ""
         raise DivergedError(
-            f"the loss became {float(self.losses[place])} at step {step + 1} (epoch {len(self.history) + 1}) on a batch "
-            f"of {len(batch):,} pairs: {some}{', ...' if len(batch) > NAMED else ''}; lower lr (now {self.config.lr:g})",
+            f"the loss became {float(self.losses[place])} at step {step + 1} (epoch {len(self.history) + 1}) "
+            f"on a batch of {len(batch):,} pairs: {some}{more}; lower lr (now {self.config.lr:g})",
             ids,
         )
 

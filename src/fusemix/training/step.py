@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from fusemix.align.adapters import Adapter
 from fusemix.align.losses import info_nce
@@ -25,8 +25,13 @@ class Adapters(nn.Module):
 
     def __init__(self, dims: Sequence[int], config: FitConfig) -> None:
         super().__init__()
-        self.sides = nn.ModuleList(Adapter(dim, config) for dim in dims)
+        self.x, self.y = (Adapter(dim, config) for dim in dims)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
+
+    @property
+    def sides(self) -> tuple[Adapter, Adapter]:
+        """Both adapters."""
+        return self.x, self.y
 
 
 class Trainer:
@@ -49,20 +54,16 @@ class Trainer:
         self.rank, self.group = rank, group
         self.precision = choose_precision(config.precision, device)
         self.optimizer = _optimizer(adapters, config)
-        self.dims = [len(side.shift) for side in self._sides]
-        self.piece = max(SMALLEST_PIECE, int(PIECE_FLOPS / step_flops(config, *self.dims, batch=1)))
+        self.dims = [len(side.shift) for side in adapters.sides]
+        self.piece = max(SMALLEST_PIECE, int(PIECE_FLOPS / step_flops(config, self.dims, 1)))
         if device.type == "cuda":
             self.piece = config.batch_size * 2
             # Fuses normalisation, GELU and dropout, which a GPU would otherwise carry through its memory one by one.
             # On a CPU it is slower than eager (docs/performance.md).
-            self._embed_side = [torch.compile(side) for side in self._sides]
+            self._embed_side = [torch.compile(side) for side in adapters.sides]
         else:
-            self._embed_side = list(self._sides)
+            self._embed_side = list(adapters.sides)
         self.recompute = False
-
-    @property
-    def _sides(self) -> list[Any]:
-        return list(self.adapters.sides)
 
     def gradients(self, step: int, batch: Sequence[Tensor]) -> Tensor:
         """Leave the gradients of one step; return its loss, a scalar on the device.
@@ -88,7 +89,7 @@ class Trainer:
             self._shrink(len(batch[0]), reason)
         if self.group is not None:
             for parameter in self.adapters.parameters():
-                torch.distributed.all_reduce(parameter.grad, group=self.group)  # type: ignore[attr-defined]
+                distributed.all_reduce(parameter.grad, group=self.group)
         return loss
 
     def update(self, lr: float) -> None:
@@ -101,7 +102,7 @@ class Trainer:
 
     def _gradients(self, step: int, batch: Sequence[Tensor]) -> Tensor:
         self.optimizer.zero_grad()
-        pieces = [latents.split(self.piece) for latents in batch]
+        pieces = [torch.split(latents, self.piece) for latents in batch]
         with torch.set_grad_enabled(not self.recompute), self._autocast():
             parts = [
                 [self._embed(step, side, place, piece) for place, piece in enumerate(cut)]
@@ -112,7 +113,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         for side, whole in enumerate(embedded):
             assert whole.grad is not None
-            for place, gradient in enumerate(whole.grad.split(self.piece)):
+            for place, gradient in enumerate(torch.split(whole.grad, self.piece)):
                 if self.recompute:
                     with self._autocast():
                         parts[side][place] = self._embed(step, side, place, pieces[side][place])

@@ -1,0 +1,209 @@
+"""What a fit would cost, before it is done: arithmetic, memory and time; and how fast the device can be at all.
+
+A step is matrix products and little else, so its cost is counted in them: FLOPs, of which a multiply-add has two.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusemix.align.adapters import Adapter
+from fusemix.config import FitConfig
+from fusemix.data.latents import Latents
+from fusemix.training.order import Order
+
+MEASURED_SECONDS = 0.2
+PRODUCTS = {"cpu": (1024, 512, 2048, 1), "cuda": (16_384, 1024, 4096, 8)}  # rows, width, inner width; products a sample
+STREAMED_LOGITS = 2**21  # the streamed loss holds about so many at a time
+STORED_COPIES = 5  # the stored loss holds so many B x B matrices at its peak
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a fit would cost.
+
+    Attributes:
+        modalities: width D of each.
+        pairs: N to train on.
+        batch: B, mixed pairs in the loss.
+        loaded: pairs that a step loads: 2B with mixing.
+        epochs: passes over the pairs.
+        steps_per_epoch: equal ones, so that all pairs are used.
+        steps: in all.
+        parameters: of both adapters.
+        flops_per_step: multiply-adds count twice.
+        flops: of all steps.
+        disk_bytes: latents of all items on disk.
+        latent_bytes: latents of the items that are trained on, in memory.
+        memory: bytes by part beside the latents, see `memory`.
+        precision: of the products.
+        rate: FLOP/s that a plain matrix product reaches on this device, see `matmul_rate`.
+        seconds: of the whole fit, without validation.
+    """
+
+    modalities: dict[str, int]
+    pairs: int
+    batch: int
+    loaded: int
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    parameters: int
+    flops_per_step: float
+    flops: float
+    disk_bytes: int
+    latent_bytes: int
+    memory: dict[str, int]
+    precision: str
+    rate: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain values, for JSON."""
+        return asdict(self)
+
+
+def forecast(
+    latents: Latents,
+    config: FitConfig,
+    device: torch.device,
+    precision: str,
+    rate: float,
+    seconds_per_step: float,
+    stored: bool = False,
+) -> Forecast:
+    """Say what a fit on these pairs would cost.
+
+    Args:
+        latents: pairs to train on; two modalities.
+        config: all settings.
+        device: where it would train.
+        precision: "float32", or another that takes two bytes a number.
+        rate: FLOP/s of `matmul_rate`.
+        seconds_per_step: as it was timed or estimated.
+        stored: the loss keeps the B x B logits.
+    """
+    sides = [latents.items[name] for name in latents.modalities]
+    dims = [side.rows.shape[1] for side in sides]
+    order = Order.of(len(latents), config)
+    batch, steps = order.batch_size, order.steps
+    number = 4 if precision == "float32" else 2
+    flops = step_flops(config, dims, batch, stored)
+    total = flops * steps * config.epochs
+    used = [len(np.unique(latents.rows[name])) for name in latents.modalities]
+    row_bytes = [side.rows.shape[1] * side.rows.dtype.itemsize for side in sides]
+    return Forecast(
+        modalities={side.modality: side.rows.shape[1] for side in sides},
+        pairs=len(latents),
+        batch=batch,
+        loaded=order.size,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        steps=steps * config.epochs,
+        parameters=sum(_sizes(config, dim)[1] for dim in dims),
+        flops_per_step=flops,
+        flops=total,
+        disk_bytes=sum(len(side) * width for side, width in zip(sides, row_bytes, strict=True)),
+        latent_bytes=sum(count * width for count, width in zip(used, row_bytes, strict=True)),
+        memory=memory(config, dims, batch, stored, number, 1 if device.type == "cuda" else number),
+        precision=precision,
+        rate=rate,
+        seconds=steps * config.epochs * seconds_per_step,
+    )
+
+
+def step_flops(config: FitConfig, dims: Sequence[int], batch: int, stored: bool = False) -> float:
+    """Count the FLOPs of the matrix products of one step, forward and backward.
+
+    A weight takes part in three products for each mixed pair: forward, gradient of the input, gradient of the weight.
+    The loss is one product of B x S with S x B forward and two backward; one more where the logits are not stored but
+    computed again.
+
+    Args:
+        config: of the adapters.
+        dims: widths of the latents x and y.
+        batch: B, mixed pairs.
+        stored: the loss keeps the B x B logits.
+    """
+    weights = sum(_sizes(config, dim)[0] for dim in dims)
+    return 6.0 * weights * batch + (6.0 if stored else 8.0) * batch**2 * config.dim
+
+
+def memory(
+    config: FitConfig, dims: Sequence[int], batch: int, stored: bool = False, number: int = 4, mask: int = 4
+) -> dict[str, int]:
+    """Return the bytes that a step needs on the device at its peak, by part, beside the latents.
+
+    Args:
+        config: of the adapters.
+        dims: widths of the latents x and y.
+        batch: B, mixed pairs.
+        stored: the loss keeps the B x B logits.
+        number: bytes of a number in the activations: 4, or 2 in half precision. Weights and what belongs to them are
+            float32 always.
+        mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
+    """
+    weights = 4 * sum(_sizes(config, dim)[1] for dim in dims)
+    logits = STORED_COPIES * batch**2 if stored else min(STREAMED_LOGITS, batch**2)
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "AdamW moments": 2 * weights,
+        "best weights": weights,
+        "batch": 4 * batch * sum(dims),
+        "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in dims),
+        "loss": 4 * logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
+    }
+
+
+def activation_bytes(config: FitConfig, dim: int, number: int = 4, mask: int = 4) -> int:
+    """Return the bytes that autograd keeps of one adapter for each mixed pair, until the backward pass has used them.
+
+    Args:
+        config: of the adapter.
+        dim: D, width of its latents.
+        number: bytes of a number.
+        mask: bytes of a unit in a dropout mask.
+    """
+    inner = config.expansion * dim
+    block = number * (2 * dim + 2 * inner)  # inputs of the norm, of the two linear maps and of the GELU
+    block += mask * inner if config.dropout > 0 else 0
+    norms = 4 * 2 * (config.depth + 1)  # mean and deviation, float32 always
+    # At the end the inputs of the last norm and of the last linear map, its output, and the embedding for the loss.
+    return config.depth * block + norms + number * (2 * dim + 2 * config.dim + 3)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure how many FLOP/s a matrix product of an adapter's shape reaches: the most that a step can.
+
+    Takes about 0.2 seconds. On CUDA, float32 is TF32 where torch is set so.
+    """
+    rows, width, inner, count = PRODUCTS.get(device.type, PRODUCTS["cuda"])
+    x, w = torch.ones(rows, width, device=device, dtype=dtype), torch.ones(width, inner, device=device, dtype=dtype)
+    out = torch.empty(rows, inner, device=device, dtype=dtype)
+
+    def sample() -> float:
+        started = time.perf_counter()
+        for _ in range(count):  # several, so that the start of a kernel does not weigh
+            torch.mm(x, w, out=out)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        return time.perf_counter() - started
+
+    sample()  # the first pays for warming up
+    seconds = [sample()]
+    while sum(seconds) < MEASURED_SECONDS or len(seconds) < 3:
+        seconds.append(sample())
+    return count * 2.0 * rows * width * inner / median(seconds)
+
+
+def _sizes(config: FitConfig, dim: int) -> tuple[int, int]:
+    """Return how many numbers the matrices of an adapter hold, and how many all its parameters do."""
+    with torch.device("meta"):  # shapes alone
+        parameters = list(Adapter(dim, config).parameters())
+    return sum(p.numel() for p in parameters if p.ndim == 2), sum(p.numel() for p in parameters)
