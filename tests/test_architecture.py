@@ -9,10 +9,11 @@ import fusemix
 
 SOURCE = Path(fusemix.__file__).parent
 FLOORS = {
-    "errors": 0, "config": 0, "durable": 0, "progress": 0, "sound": 0,
+    "errors": 0, "config": 0, "durable": 0, "progress": 0, "ranks": 0, "sound": 0,
     "data": 1, "encoders": 1, "align": 1,
     "shards": 2, "engines": 2, "extraction": 2, "pipeline": 2, "survey": 2, "training": 2, "fit": 2,
-    "state": 3, "queries": 3, "evaluate": 3, "index": 3, "model": 3, "curves": 3, "report": 3, "demo": 3, "tracking": 3,
+    "seen": 3, "state": 3, "queries": 3, "evaluate": 3, "index": 3, "model": 3, "curves": 3, "report": 3, "demo": 3,
+    "tracking": 3,
     "arguments": 4, "terminal": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
 WINGS = {"data", "encoders", "align"}

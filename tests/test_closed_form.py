@@ -93,3 +93,53 @@ def test_embeddings_have_unit_norm_and_tensors_round_trip():
     torch.testing.assert_close(form.embed_x(x).norm(dim=1), torch.ones(40))
     again = ClosedForm.from_tensors(form.to_tensors())
     assert again.shrinkage == pytest.approx(form.shrinkage) and torch.equal(again.map_x, form.map_x)
+
+
+def plain_moments(x, y, rows):
+    """The textbook, with everything in memory."""
+    a, b = x.double()[rows[0]], y.double()[rows[1]]
+    mean_x, mean_y = a.mean(0), b.mean(0)
+    a, b = a - mean_x, b - mean_y
+    return mean_x, mean_y, a.T @ a / len(a), b.T @ b / len(b), a.T @ b / len(a)
+
+
+class Counted:
+    """Latents that remember how many rows were asked for at once."""
+
+    def __init__(self, latents):
+        self.latents, self.shape, self.most, self.asked = latents, tuple(latents.shape), 0, 0
+
+    def __getitem__(self, rows):
+        self.most, self.asked = max(self.most, len(rows)), self.asked + len(rows)
+        return self.latents[rows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("pairs", [1, 2, 2048, 5001])
+def test_moments_in_blocks_are_those_of_the_whole(pairs, dtype):
+    x, y = (side.to(dtype) for side in shared(1000))
+    x[:, 0] += 100  # far from zero beside its deviation: nothing may cancel
+    rng = np.random.default_rng(pairs)
+    rows = rng.integers(0, 900, pairs), rng.integers(0, 700, pairs)
+    m = moments(x, y, rows)
+    for found, wanted in zip((m.mean_x, m.mean_y, m.xx, m.yy, m.xy), plain_moments(x, y, rows), strict=True):
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12 * scale)
+
+
+def test_moments_ask_for_a_block_at_a_time_and_for_shared_items_once():
+    x, y = shared(20_000, dim_x=4, dim_y=3)
+    x, y = Counted(x[:4000]), Counted(y)
+    rows = np.arange(20_000) // 5, np.arange(20_000)
+    moments(x, y, rows)
+    assert max(x.most, y.most) <= 2048
+    assert x.asked <= 4000 + 2048 + 20 and y.asked == 20_000 + 2048
+
+
+def test_held_out_pairs_are_added_and_not_summed_again():
+    x, y = (Counted(side) for side in shared(6000))
+    forms = fit_closed_forms(x, y, straight(6000), np.arange(6000), seed=1)
+    assert x.asked == 6000 + 2048 + 1000  # all once, some for their mean, the held-out ones to be tried
+    whole = moments(x.latents, y.latents, straight(6000))
+    expected = ridge(whole, forms["ridge"].shrinkage)
+    torch.testing.assert_close(forms["ridge"].map_x, expected.map_x, rtol=1e-5, atol=1e-6)

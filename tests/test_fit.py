@@ -9,9 +9,13 @@ import torch
 
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.data.latents import Latents
-from fusemix.errors import DataError, FusemixError, MismatchError
-from fusemix.fit import MIN_LR, batches, fit_adapters, learning_rate
+from fusemix.errors import DataError, DivergedError, FusemixError, MismatchError
+from fusemix.fit import fit_adapters
 from fusemix.progress import silent
+from fusemix.training.device import choose_precision
+from fusemix.training.order import Order
+from fusemix.training.schedule import MIN_LR, learning_rate
+from fusemix.training.step import Adapters, Trainer
 
 CPU = torch.device("cpu")
 
@@ -100,7 +104,7 @@ def test_the_default_makes_as_many_steps_whatever_the_batch_and_the_mixing():
     for count in (5_000, 30_000):
         for given in ({}, {"batch_size": 128}, {"batch_size": 512}, {"alpha": 0.0}):
             config = scaled(count, 0, **given)
-            steps = config.epochs * len(list(batches(count, config, np.random.default_rng(0))))
+            steps = config.epochs * Order.of(count, config).steps
             assert 750 <= steps <= 1300, (count, given, steps)
 
 
@@ -129,20 +133,9 @@ def test_a_loss_that_is_no_number_stops_the_fit():
     data = pairs(8)
     for items in data.items.values():
         items.latents.mul_(1e30)
-    with pytest.raises(FusemixError, match="lower lr"):
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) at step \d+ .*lower lr") as stopped:
         fit_adapters(data, None, small(standardize=False, lr=1e30), CPU, silent)
-
-
-@pytest.mark.parametrize(
-    ("count", "alpha", "sizes"), [(100, 1.0, [32] * 3), (100, 0.0, [16] * 6), (20, 1.0, [20]), (3, 1.0, [4])]
-)
-def test_batches_load_twice_the_pairs_when_mixing_and_each_pair_at_most_once(count, alpha, sizes):
-    got = list(batches(count, small(alpha=alpha), np.random.default_rng(0)))
-    assert [len(batch) for batch in got] == sizes
-    rows = torch.cat(got).tolist()
-    assert set(rows) <= set(range(count))
-    if count >= 16:
-        assert len(set(rows)) == len(rows)
+    assert set(stopped.value.ids) == {"x", "y"} and set(stopped.value.ids["x"]) <= set(data["x"].ids)
 
 
 def test_the_paper_schedule_warms_up_inside_epoch_zero_and_then_steps_down_once_per_epoch():
@@ -162,14 +155,11 @@ def test_the_smooth_schedule_rises_then_falls_to_the_floor():
 
 
 def test_weight_decay_is_on_matrices_only():
-    from fusemix.fit import Adapters, _optimizer
-
-    adapters = Adapters(6, 5, small())
-    temperature = torch.nn.Parameter(torch.tensor(0.07))
-    decayed, free = _optimizer(adapters, temperature, small()).param_groups
+    adapters = Adapters([6, 5], small())
+    decayed, free = Trainer(adapters, small(), CPU).optimizer.param_groups
     assert decayed["weight_decay"] == 0.1 and all(p.ndim == 2 for p in decayed["params"])
     assert free["weight_decay"] == 0 and all(p.ndim < 2 for p in free["params"])
-    assert any(p is temperature for p in free["params"])
+    assert any(p is adapters.temperature for p in free["params"])
 
 
 def test_the_temperature_stays_in_its_bounds():
@@ -181,7 +171,7 @@ def test_the_paper_recipe_is_the_released_run():
     assert paper(3) == FitConfig(
         dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20480,
         epochs=500, lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07,
-        standardize=False, seed=3,
+        standardize=False, patience=0, precision="auto", seed=3,
     )  # fmt: skip
 
 
@@ -199,3 +189,125 @@ def test_saved_settings_with_a_typo_are_refused():
     del values["depth"]
     with pytest.raises(DataError, match="lack depth"):
         FitConfig.from_dict(values)
+
+
+def test_patience_stops_when_validation_no_longer_gains():
+    val = pairs(60, "val", seed=1)
+    whole = fit_adapters(pairs(128), val, small(epochs=40), CPU, silent)
+    early = fit_adapters(pairs(128), val, small(epochs=40, patience=3), CPU, silent)
+    assert len(early.history) < 40 and early.best_epoch == len(early.history) - 3
+    shared = [record["val"] for record in whole.history[: len(early.history)]]
+    assert [record["val"] for record in early.history] == shared
+    assert max(shared) == shared[early.best_epoch - 1]
+
+
+def test_precision_follows_what_the_device_can_do(monkeypatch):
+    for can, expected in (({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"), ({}, "float32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda can=can: can)
+        assert choose_precision("auto", CPU) == getattr(torch, expected)
+        assert choose_precision("float32", CPU) == torch.float32
+    for capability, expected in (((7, 0), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+def test_half_precision_learns_as_well():
+    val = pairs(100, "val", seed=1)
+    got = {}
+    for precision in ("float32", "bfloat16"):
+        fitted = fit_adapters(pairs(400), val, small(epochs=20, precision=precision), CPU, silent)
+        assert all(p.dtype == torch.float32 for a in fitted.adapters.values() for p in a.parameters())
+        got[precision] = max(record["val"] for record in fitted.history if "val" in record)
+    assert got["bfloat16"] > got["float32"] - 4 and got["float32"] > 60
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_pieces_give_the_gradients_of_the_whole(recompute):
+    config = small(dropout=0.0, input_dropout=0.0, precision="float32")
+    torch.manual_seed(0)
+    adapters = Adapters([20, 16], config)
+    batch = torch.randn(50, 20), torch.randn(50, 16)
+    got = []
+    for piece, again in ((50, False), (16, recompute), (7, recompute)):
+        trainer = Trainer(adapters, config, CPU)
+        trainer.piece, trainer.recompute = piece, again
+        loss = trainer.gradients(3, batch)
+        got.append([loss, *(p.grad.clone() for p in adapters.parameters())])
+    for pieces in got[1:]:
+        for one, whole in zip(pieces, got[0], strict=True):
+            torch.testing.assert_close(one, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_a_recomputed_piece_draws_the_same_dropout():
+    config = small(precision="float32")
+    adapters = Adapters([20, 16], config)
+    batch = torch.randn(50, 20), torch.randn(50, 16)
+    got = []
+    for again in (False, True):
+        trainer = Trainer(adapters, config, CPU)
+        trainer.piece, trainer.recompute = 16, again
+        got.append([trainer.gradients(3, batch), *(p.grad.clone() for p in adapters.parameters())])
+    assert all(torch.equal(one, other) for one, other in zip(*got, strict=True))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), MemoryError(), RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"
+    )],
+)  # fmt: skip
+def test_a_full_memory_shrinks_the_pieces_and_never_the_batch(monkeypatch, error):
+    seen = []
+    real = Trainer._gradients
+
+    def full(self, step, batch):
+        seen.append((step, len(batch[0]), self.piece, self.recompute))
+        if step == 2 and self.piece > 20:
+            raise error
+        return real(self, step, batch)
+
+    config = small(batch_size=64, dropout=0.0, input_dropout=0.0, precision="float32", epochs=2)
+    plain = fit_adapters(pairs(256), None, config, CPU, silent)
+    monkeypatch.setattr(Trainer, "_gradients", full)
+    fitted = fit_adapters(pairs(256), None, config, CPU, silent)
+    assert {rows for _, rows, _, _ in seen} == {64}
+    assert [(piece, again) for step, _, piece, again in seen if step == 2][1:] == [(32, True), (16, True)]
+    for one, other in zip(fitted.history, plain.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_any_other_error_is_never_tried_again(monkeypatch):
+    calls = []
+
+    def broken(self, step, batch):
+        calls.append(step)
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(Trainer, "_gradients", broken)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        fit_adapters(pairs(64), None, small(), CPU, silent)
+    assert calls == [0]
+
+
+def test_a_memory_that_is_too_small_for_anything_is_said(monkeypatch):
+    def full(self, step, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Trainer, "_gradients", full)
+    with pytest.raises(FusemixError, match="16 pairs does not fit the memory.*lower batch_size .now 16., dim or depth"):
+        fit_adapters(pairs(64), None, small(), CPU, silent)
+
+
+def test_compiled_adapters_are_the_same_adapters(monkeypatch):
+    """The path that a GPU takes, with a backend that needs none."""
+    config = small(dropout=0.0, input_dropout=0.0, precision="float32")
+    torch.manual_seed(0)
+    adapters = Adapters([20, 16], config)
+    batch = torch.randn(32, 20), torch.randn(32, 16)
+    plain = Trainer(adapters, config, CPU)
+    expected = [plain.gradients(0, batch), *(p.grad.clone() for p in adapters.parameters())]
+    compiled = Trainer(adapters, config, CPU)
+    compiled._embed_side = [torch.compile(side, backend="aot_eager") for side in adapters.sides]
+    got = [compiled.gradients(0, batch), *(p.grad for p in adapters.parameters())]
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -1,14 +1,15 @@
 """FuseMix: one lam for both modalities, raw latents, the same pairing."""
 
 import numpy as np
+import pytest
 import torch
 
 from fusemix.align.adapters import Adapter
-from fusemix.align.mixup import draw_lam, mix
+from fusemix.align.mixup import PIECE, draw_lam, gather_mix, mix
 from fusemix.config import paper
 from fusemix.data.latents import Latents
-from fusemix.fit import fit_adapters
-from fusemix.progress import silent
+from fusemix.training.feed import open_feed
+from fusemix.training.order import Order
 
 
 def test_lam_one_leaves_the_first_half_unchanged_and_lam_zero_the_second():
@@ -24,6 +25,27 @@ def test_a_mix_is_the_weighted_sum_row_by_row():
         torch.testing.assert_close(mixed[i], 0.3 * latents[i] + 0.7 * latents[4 + i])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 7])
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_gathering_and_mixing_in_one_step_is_bit_for_bit_the_mix_of_the_gathered(dtype, size, lam):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(300, 11, generator=generator).to(dtype)
+    first, second = torch.randint(0, 300, (2, size), generator=generator).unbind()
+    rows = latents[torch.cat([first, second])]
+    expected = mix(rows if dtype == torch.float64 else rows.float(), lam)
+    assert torch.equal(gather_mix(latents, first, second, lam), expected)
+    out = torch.full((size, 11), torch.nan, dtype=torch.bfloat16)
+    assert gather_mix(latents, first, second, lam, out) is out
+    assert torch.equal(out, expected.bfloat16())
+
+
+def test_gather_mix_refuses_a_row_that_is_not_there():
+    for wrong in (3, -1):
+        with pytest.raises(IndexError):
+            gather_mix(torch.ones(3, 2), torch.tensor([0]), torch.tensor([wrong]), 0.5)
+
+
 def test_lam_follows_beta():
     rng = np.random.default_rng(0)
     for alpha in (0.2, 1.0, 4.0):
@@ -33,34 +55,38 @@ def test_lam_follows_beta():
         assert abs(draws.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
 
 
-def test_a_fit_mixes_both_modalities_with_one_lam_per_batch_and_one_pairing(monkeypatch):
+def test_a_step_mixes_both_modalities_with_one_lam_and_one_pairing():
     """Latents that equal their row number show, after mixing, which rows met with which weight."""
-    from fusemix import fit
-
-    seen = []
-    monkeypatch.setattr(fit, "mix", lambda latents, lam: seen.append((latents.clone(), lam)) or mix(latents, lam))
     number = np.arange(64, dtype=np.float32)[:, None]
     pairs = Latents.from_arrays(x=number + np.zeros((1, 3)), y=number + np.zeros((1, 5)))
-    fit_adapters(pairs, None, small(alpha=1.0), torch.device("cpu"), silent)
-    assert len(seen) == 2 * 4 * 2  # two modalities, 64 / (2 * 8) batches, two epochs
-    for (x, lam_x), (y, lam_y) in zip(seen[::2], seen[1::2], strict=True):
-        assert lam_x == lam_y and x.shape == (16, 3)
-        assert torch.equal(x[:, 0], y[:, 0])
-    assert len({lam for _, lam in seen}) == len(seen) // 2
+    order = Order.of(64, small(alpha=1.0))
+    feed = open_feed(pairs, order, torch.device("cpu"), 0, 1)
+    lams = set()
+    for step in range(8):
+        x, y = feed.batch(step)
+        first, second = order.batch(step).reshape(2, 8)
+        lam = order.lam(step)
+        lams.add(lam)
+        expected = torch.from_numpy(lam * first + (1 - lam) * second).float()
+        assert x.shape == (8, 3) and y.shape == (8, 5)
+        for side in (x, y):
+            torch.testing.assert_close(side, expected[:, None].expand_as(side), rtol=1e-5, atol=1e-5)
+    assert len(lams) == 8
 
 
-def test_alpha_zero_never_mixes(monkeypatch):
-    from fusemix import fit
-
-    monkeypatch.setattr(fit, "mix", lambda *_: 1 / 0)
-    rng = np.random.default_rng(0)
-    pairs = Latents.from_arrays(x=rng.normal(size=(32, 4)), y=rng.normal(size=(32, 4)))
-    fit_adapters(pairs, None, small(alpha=0.0), torch.device("cpu"), silent)
+def test_alpha_zero_never_mixes():
+    number = np.arange(32, dtype=np.float32)[:, None]
+    pairs = Latents.from_arrays(x=number + np.zeros((1, 4)), y=number + np.zeros((1, 4)))
+    order = Order.of(32, small(alpha=0.0))
+    feed = open_feed(pairs, order, torch.device("cpu"), 0, 1)
+    for step in range(4):
+        x, y = feed.batch(step)
+        assert torch.equal(x, y) and x[:, 0].tolist() == order.batch(step).tolist()
 
 
 def test_standardising_before_or_after_mixing_is_the_same():
     adapter = Adapter(6, small(alpha=1.0)).eval()
-    adapter.standardize(torch.randn(50, 6) * 3 + 2)
+    adapter.standardize(torch.randn(6), torch.rand(6) + 0.5)
     latents = torch.randn(8, 6, dtype=torch.float32)
     before = mix((latents - adapter.shift) * adapter.scale, 0.4)
     after = (mix(latents, 0.4) - adapter.shift) * adapter.scale

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
@@ -124,6 +125,7 @@ def extract(
     """
     import fusemix as fm
     from fusemix.extraction import Given
+    from fusemix.ranks import ranks
     from fusemix.survey import survey
     from fusemix.terminal import say, show_extraction, show_survey
 
@@ -157,7 +159,7 @@ def extract(
         result = {"rows": len(pairs), "modalities": {name: asdict(cost) for name, cost in forecast.items()}}
         say(json.dumps(result, indent=2)) if as_json else show_survey(forecast, len(pairs), out, max_failed)
         return
-    if fm.engines.ranks()[0] != 0:  # of several processes one speaks
+    if ranks()[0] != 0:  # of several processes one speaks
         return
     result = fm.extraction.summary(pairs, latents, out)
     say(json.dumps(result, indent=2)) if as_json else show_extraction(result)
@@ -178,24 +180,48 @@ def fit(
     batch_size: Annotated[int | None, typer.Option(help="Pairs in the loss.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many validations without a gain (default: never).")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
+    ] = None,
+    track: Annotated[str | None, typer.Option(help="Also tell trackio, wandb or tensorboard.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; say what it would cost: time, memory and FLOPs.")
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the adapters on the split train, and ridge and CCA beside them."""
+    """Train the adapters on the split train, and ridge and CCA beside them.
+
+    Run it again to go on after an interruption. Under torchrun the processes share every batch.
+    """
     import fusemix as fm
-    from fusemix.terminal import say
+    from fusemix.ranks import ranks
+    from fusemix.terminal import say, show_forecast
+    from fusemix.tracking import tracker
 
     model = fm.FuseMix(
         dim, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
-        recipe=recipe, seed=seed, device=device,
+        patience=patience, precision=precision, recipe=recipe, seed=seed, device=device,
     )  # fmt: skip
     pairs = fm.open_latents(latents)
     # A table without a val split is fine; a name that the user typed must be there.
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
-    with _bars(quiet) as bars:
-        model.fit(pairs.only("train"), val=held, progress=bars)
+    train = pairs.only("train")
+    if dry_run:
+        cost = model.forecast(train)
+        say(json.dumps(cost.to_dict(), indent=2)) if as_json else show_forecast(cost)
+        return
+    first = ranks()[0] == 0  # of several processes one speaks
+    listener = tracker(track, str(out), model.config(len(train)).to_dict(), out) if track and first else nullcontext()
+    with _bars(quiet or not first) as bars, listener as told:
+        model.fit(train, val=held, out=out, track=told, progress=bars)
+    if not first:
+        return
     model.save(out)
     facts = model.facts_
     if as_json:
@@ -203,7 +229,7 @@ def fit(
         return
     say(f"{facts['pairs']:,} pairs, {facts['parameters']:,} parameters, {facts['seconds']:g} s")
     how = f"best on {facts['val_pairs']:,} {val} pairs" if held is not None else "the last one; no validation split"
-    say(f"kept epoch {facts['best_epoch']} of {model.config_.epochs}: {how}")
+    say(f"kept epoch {facts['best_epoch']} of {len(model.history_)}: {how}")
     say(f"next: fusemix evaluate {out} {latents}")
 
 
@@ -326,7 +352,7 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as stop:
         if stop.code in (130, 143):
-            # Of all verbs this one goes on where it was; under torchrun nobody knows here how it was started.
-            goes_on = sys.argv[1:2] == ["extract"] and "TORCHELASTIC_RUN_ID" not in os.environ
+            # Of all verbs these go on where they were; under torchrun nobody knows here how it was started.
+            goes_on = sys.argv[1:2] in (["extract"], ["fit"]) and "TORCHELASTIC_RUN_ID" not in os.environ
             complain("interrupted" + (f"; to go on: {shlex.join(['fusemix', *sys.argv[1:]])}" if goes_on else ""))
         raise

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from fusemix.errors import DataError, choices
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -18,7 +20,8 @@ class FitConfig:
         dropout: probability inside a block, in [0, 1).
         input_dropout: probability that a latent dimension is set to its mean (to 0 without `standardize`), in [0, 1).
         alpha: lam ~ Beta(alpha, alpha), one draw per batch; 0 turns mixing off.
-        batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved.
+        batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved. The pairs of an epoch are
+            dealt into equal batches, as near to this as they go.
         epochs: passes over the training pairs.
         lr: peak learning rate of AdamW.
         warmup_steps: steps of the linear warm-up.
@@ -26,6 +29,9 @@ class FitConfig:
         weight_decay: on matrices only.
         temperature: initial value; logits = cosine / temperature, learned and clamped to [0.001, 0.5].
         standardize: shift and scale each latent dimension by its training mean and deviation, inside the adapter.
+        patience: stop when so many validations in a row brought no gain; 0 never stops early.
+        precision: of matrix products: "float32", "bfloat16", or "auto", which takes what the device multiplies fastest
+            natively; weights, sums and the optimiser are float32.
         seed: of weights, batches, lam and dropout.
     """
 
@@ -43,6 +49,8 @@ class FitConfig:
     weight_decay: float
     temperature: float
     standardize: bool
+    patience: int
+    precision: Literal["auto", "float32", "bfloat16"]
     seed: int
 
     def __post_init__(self) -> None:
@@ -50,12 +58,14 @@ class FitConfig:
         for name in ("dim", "expansion", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("depth", "alpha", "warmup_steps", "weight_decay"):
+        for name in ("depth", "alpha", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
+        if self.precision not in PRECISIONS:
+            raise DataError(f"no precision {self.precision!r} for a fit; {choices(self.precision, PRECISIONS)}")
         if not self.lr > 0:
             raise DataError(f"lr must be positive, got {self.lr}")
 
@@ -84,7 +94,8 @@ def paper(seed: int) -> FitConfig:
     """
     return FitConfig(
         dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20_480, epochs=500,
-        lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, seed=seed,
+        lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False,
+        patience=0, precision="auto", seed=seed,
     )  # fmt: skip
 
 
@@ -116,5 +127,5 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
     return FitConfig(
         dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
         input_dropout=0.3, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50,
-        schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, seed=seed,
+        schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, patience=0, precision="auto", seed=seed,
     )  # fmt: skip

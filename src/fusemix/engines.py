@@ -1,13 +1,11 @@
 """Who runs which shard: this process, ranks of torchrun, or a Ray cluster. The plan is ours, the bytes are the same."""
 
-import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,10 +19,10 @@ from fusemix.encoders.vectors import Precomputed
 from fusemix.errors import FusemixError, MismatchError, MissingExtraError
 from fusemix.pipeline import Pipeline
 from fusemix.progress import Progress, silent
+from fusemix.ranks import barrier, ranks
 from fusemix.shards import Work, fill
 
 ENGINES = ("local", "ray")
-BARRIER = timedelta(days=30)  # a rank waits for the slowest shard of the others, not for a network
 
 
 @dataclass(frozen=True)
@@ -106,34 +104,6 @@ def run(engine: str, job: Job, shards: Sequence[int], progress: Progress) -> Non
     elif mine:
         fill(job.work(progress), mine, done, failed)
     barrier()
-
-
-def ranks() -> tuple[int, int]:
-    """Return the rank of this process and the number of them; (0, 1) outside of torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-
-
-def join_ranks() -> None:
-    """Meet the other processes of torchrun, and take the accelerator of this one's number."""
-    if ranks()[1] == 1:
-        return
-    import torch
-    from torch import distributed
-
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    if not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=BARRIER)
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if ranks()[1] > 1:
-        from torch import distributed
-
-        distributed.barrier()
 
 
 def _of_share(others: int, world: int, progress: Progress) -> Progress:

@@ -6,6 +6,7 @@
     ├── StoreError         latents on disk are missing, unfinished or damaged
     ├── MismatchError      two things that were not made for each other were put together
     ├── NotFittedError     a model was used before `fit`
+    ├── DivergedError      the loss of a fit became NaN or infinite
     ├── TooManyFailuresError  so many items failed that the run stopped
     └── MissingExtraError  an optional dependency is not installed (also an ImportError)
 
@@ -39,6 +40,22 @@ class MismatchError(FusemixError):
 
 class NotFittedError(FusemixError):
     """A model was used before `fit`."""
+
+
+class DivergedError(FusemixError):
+    """The loss of a fit became NaN or infinite.
+
+    Attributes:
+        ids: of the items of the batch in which it did, by modality; the items of one pair stand at the same place.
+    """
+
+    def __init__(self, message: str, ids: Mapping[str, list[str]]) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come whole out of another process."""
+        return type(self), (str(self), self.ids)
 
 
 class TooManyFailuresError(FusemixError):

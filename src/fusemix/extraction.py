@@ -22,6 +22,7 @@ from fusemix.encoders.vectors import Precomputed, read_vectors
 from fusemix.engines import Job
 from fusemix.errors import DataError, MismatchError, TooManyFailuresError, choices
 from fusemix.progress import Progress, silent
+from fusemix.ranks import barrier, join_ranks, ranks
 from fusemix.shards import Work, check_answers, check_failures
 
 EncoderSpec = str | Path | Encoder | Callable[..., Any]
@@ -78,7 +79,7 @@ def extract(
     _check_options(dtype, shard_items, max_failed, engine)
     given = Given(encoders, pooling or {}, decode or {}, precision, max_failed)
     jobs = plan_jobs(pairs, out, given)
-    engines.join_ranks()
+    join_ranks()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,7 +89,7 @@ def extract(
     # Every encoder loads once before the first one works: a misspelt second name must not cost the hours of the first.
     started = [_start(job, dtype, shard_items, retry_failed) for job in jobs.values()]
     jobs = {job.items.name: job for job, _ in started}
-    engines.barrier()
+    barrier()
     known: Mapping[str, Sequence[Failure]] = {}
     try:
         for job, shards in started:
@@ -98,9 +99,9 @@ def extract(
         known = error.failures
         raise
     finally:  # whatever ended the work, the report says what is known
-        if engines.ranks()[0] == 0:
+        if ranks()[0] == 0:
             _write_failed(out, pairs, jobs, known)
-    engines.barrier()
+    barrier()
     return open_latents(out)
 
 
@@ -215,7 +216,7 @@ def _start(job: Job, dtype: str, shard_items: int, retry_failed: bool) -> tuple[
     missing = store.missing()
     again = [s for s in range(store.shards) if s not in missing and store.failures_of(s)] if retry_failed else []
     shards = sorted(missing + again)
-    if shards and engines.ranks()[0] == 0:  # of several processes one asks
+    if shards and ranks()[0] == 0:  # of several processes one asks
         check_answers(Work(store, job.pipeline(encoder), job.max_failed, silent), shards)
     # Workers compute as this process would, on whatever device they find themselves.
     return replace(job, folder=folder, precision=job.precision or encoder.fingerprint.get("dtype")), shards

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -15,18 +15,27 @@ from torch import Tensor
 from fusemix.align.adapters import Adapter
 from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
-from fusemix.data.latents import ItemLatents, Latents
+from fusemix.curves import write_curves
+from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.store import difference
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
-from fusemix.fit import Sides, embed, fit_adapters
+from fusemix.fit import fit_adapters, foresee
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
-from fusemix.state import Side, State, id_hashes
+from fusemix.ranks import join_ranks, ranks
+from fusemix.seen import note_seen, overlap
+from fusemix.state import Side, State, claim
+from fusemix.training import checkpoint
+from fusemix.training.device import find_device
+from fusemix.training.forecast import Forecast
+from fusemix.training.journal import Track
+from fusemix.training.validation import embed
 
-PARAMETERS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "recipe", "seed", "device")
+SETTINGS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "patience", "precision")
+PARAMETERS = (*SETTINGS, "recipe", "seed", "device")
 
 
 class FuseMix:
@@ -42,6 +51,8 @@ class FuseMix:
         batch_size: pairs in the loss; with mixing twice as many are loaded.
         epochs: passes over the pairs.
         lr: peak learning rate.
+        patience: stop when so many validations in a row brought no gain; 0 never stops early.
+        precision: "float32", "bfloat16", or "auto", what the device multiplies fastest natively.
         recipe: "scaled" sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the
             released run (`config.paper`).
         seed: the same seed gives the same weights on the same machine.
@@ -79,6 +90,8 @@ class FuseMix:
         batch_size: int | None = None,
         epochs: int | None = None,
         lr: float | None = None,
+        patience: int | None = None,
+        precision: str | None = None,
         recipe: str = "scaled",
         seed: int = 0,
         device: str | None = None,
@@ -90,6 +103,8 @@ class FuseMix:
         self.batch_size = batch_size
         self.epochs = epochs
         self.lr = lr
+        self.patience = patience
+        self.precision = precision
         self.recipe = recipe
         self.seed = seed
         self.device = device
@@ -120,8 +135,7 @@ class FuseMix:
         }
         if self.recipe not in recipes:
             raise DataError(f"no recipe {self.recipe!r}; {choices(self.recipe, recipes)}")
-        names = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
         return replace(recipes[self.recipe](), **given)
 
     def fit(
@@ -130,44 +144,51 @@ class FuseMix:
         y: ArrayLike | None = None,
         *,
         val: Latents | tuple[ArrayLike, ArrayLike] | None = None,
+        out: str | Path | None = None,
+        track: Track | None = None,
         progress: Progress = silent,
     ) -> Self:
         """Train the adapters, and ridge and CCA beside them.
+
+        Under torchrun every process calls this; the batch is shared among them, and the first one has the baselines
+        and writes.
 
         Args:
             x: latents of pairs; or an array (N, Dx).
             y: array (N, Dy) whose row i belongs to row i of x.
             val: pairs that choose the epoch; an empty set or None keeps the last epoch.
+            out: folder for metrics.jsonl, curves and checkpoints. An interrupted fit goes on where it was when it is
+                called again; `save` into the same folder ends it.
+            track: called with every record of metrics.jsonl, see `tracking.tracker`.
             progress: called after every step.
 
         Raises:
             DataError: shapes or values that cannot be fitted, fewer than two pairs, or validation on a test split.
+            DivergedError: the loss became NaN or infinite; it names the batch.
+            MismatchError: `out` holds an interrupted fit of other settings or pairs.
+            StoreError: `out` holds something else.
         """
         started = time.perf_counter()
-        train = _as_latents(x, y)
+        train = as_latents(x, y)
         if isinstance(val, tuple):
-            val = _as_latents(*val)
+            val = as_latents(*val)
         if val is not None and not len(val):
             val = None
+        join_ranks()
+        folder = Path(out) if out is not None else None
+        if folder is not None:
+            claim(folder)
         config = self.config(len(train))
-        device = _device(self.device)
-        fitted = fit_adapters(train, val, config, device, progress)
+        fitted = fit_adapters(train, val, config, find_device(self.device), progress, out=folder, track=track)
         first, second = train.modalities
         self.modalities_ = (first, second)
         self._query_encoders = {}
         self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
-        self.sides_ = {name: _side(train.items[name]) for name in train.modalities}
+        self.sides_ = {name: Side.of(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
-        progress("fit baselines", 0, 1)
-        sides = Sides.of(train, self.modalities_, torch.device("cpu"))
-        rows = (sides.rows[0].numpy(), sides.rows[1].numpy())
-        self.baselines_ = fit_closed_forms(sides.x, sides.y, rows, train.groups, self.seed)
-        progress("fit baselines", 1, 1)
-        self.seen_ = {f"trained on/{name}": id_hashes(train[name]) for name in train.modalities}
-        for name in train.modalities:
-            chosen = id_hashes(val[name]) if val is not None else torch.empty(0, dtype=torch.int64)
-            self.seen_[f"used to choose the epoch/{name}"] = chosen
+        self.baselines_ = _baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
+        self.seen_ = note_seen(train, val)
         self.facts_ = {
             "pairs": len(train),
             "items": {name: len(train[name]) for name in train.modalities},
@@ -178,8 +199,19 @@ class FuseMix:
             "temperature": fitted.temperature,
             "parameters": sum(p.numel() for adapter in fitted.adapters.values() for p in adapter.parameters()),
             "seconds": round(time.perf_counter() - started, 1),
+            "notes": fitted.notes,
         }
+        if folder is not None and ranks()[0] == 0 and find_spec("matplotlib") is not None:
+            write_curves(self.history_, fitted.best_epoch, folder)
         return self
+
+    def forecast(self, train: Latents) -> Forecast:
+        """Say what a fit on these pairs would cost, in time, memory and FLOPs; trains nothing.
+
+        Raises:
+            DataError: pairs that cannot be fitted.
+        """
+        return foresee(train, self.config(len(train)), find_device(self.device))
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""
@@ -192,7 +224,7 @@ class FuseMix:
 
     def score(self, x: ArrayLike, y: ArrayLike) -> float:
         """Return the mean R@1 of both directions, in [0, 1]; row i of x belongs to row i of y."""
-        ways = self.evaluate(_as_latents(x, y)).retrieval.values()
+        ways = self.evaluate(as_latents(x, y)).retrieval.values()
         return float(np.mean([scores.recall[1] for scores in ways])) / 100
 
     def embed_latents(self, modality: str, latents: ArrayLike | Tensor) -> NDArray[np.float32]:
@@ -255,34 +287,19 @@ class FuseMix:
             len(latents),
             retrieval,
             {"chance": chance(latents), **baselines},
-            self._overlap(latents),
+            overlap(self.seen_, latents),
         )
-
-    def _overlap(self, latents: Latents) -> list[str]:
-        """Say which of the items to measure on were trained on, or chose the epoch."""
-        notes = []
-        for use, meaning in (
-            ("trained on", "no measure of these"),
-            ("used to choose the epoch", "slightly in our favour"),
-        ):
-            for name in self.modalities_:
-                ids = id_hashes(latents[name])
-                count = int(torch.isin(ids, self.seen_[f"{use}/{name}"]).sum())
-                if count:
-                    notes.append(f"{count:,} of {len(ids):,} {name} items were {use}: {meaning}")
-        return notes
 
     def index(self, items: ItemLatents) -> Index:
         """Embed the items of one modality, such as `latents["image"]`, for search."""
         self._check_side(items)
-        table = pa.table({"id": items.ids, "value": pa.array(items.values, pa.string())})
         facts = {"modality": items.modality, "kind": items.kind, "root": str(items.root)}
-        return Index(self._embed_tensor(items.modality, items.latents), table, facts, self)
+        return Index(self._embed_tensor(items.modality, items.latents), items.items, facts, self)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a folder, see `state`."""
         self._fitted()
-        State(
+        state = State(
             self.get_params(),
             self.modalities_,
             self.sides_,
@@ -293,7 +310,9 @@ class FuseMix:
             self.facts_,
             self.seen_,
             self.canaries_,
-        ).save(Path(folder))
+        )
+        state.save(Path(folder))
+        checkpoint.clear(Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> "FuseMix":
@@ -344,9 +363,9 @@ class FuseMix:
                 f"the {items.modality} latents come from another encoder than the model was fitted on: {differs}; "
                 "extract them with the same encoder, or fit again"
             )
-        if items.latents.shape[1] != side.dim:
+        if items.rows.shape[1] != side.dim:
             raise MismatchError(
-                f"the model takes {items.modality} latents of width {side.dim}, got {items.latents.shape[1]}"
+                f"the model takes {items.modality} latents of width {side.dim}, got {items.rows.shape[1]}"
             )
 
     def _embed_tensor(self, modality: str, latents: Tensor) -> Tensor:
@@ -373,26 +392,10 @@ def open_index(folder: str | Path) -> Index:
     return Index.load(folder, FuseMix.load(folder / "model"))
 
 
-def _as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
-    if isinstance(x, Latents):
-        if y is not None:
-            raise DataError("fit takes Latents alone: give the validation pairs as val=")
-        return x
-    if y is None:
-        raise DataError("fit takes Latents, or two arrays whose rows belong together")
-    return Latents.from_arrays(x=x, y=y)
-
-
-def _device(name: str | None) -> torch.device:
-    """Return the device of that name, or CUDA where there is one."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"device {name!r} cannot be used here: {reason}; give cpu, cuda, or leave it out") from error
-    return device
-
-
-def _side(items: ItemLatents) -> Side:
-    return Side(items.kind, items.latents.shape[1], items.encoder, items.source, items.decode)
+def _baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
+    progress("fit baselines", 0, 1)
+    x, y = (train.items[name].rows for name in train.modalities)
+    rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
+    forms = fit_closed_forms(x, y, rows, train.groups, seed)
+    progress("fit baselines", 1, 1)
+    return forms

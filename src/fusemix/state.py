@@ -2,12 +2,9 @@
 
 import json
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -19,7 +16,7 @@ from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
 from fusemix.errors import DataError, StoreError
 
-FORMAT = "fusemix-model-2"
+FORMAT = "fusemix-model-3"
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,11 @@ class Side:
     encoder: dict[str, Any]
     source: str
     decode: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, items: ItemLatents) -> "Side":
+        """Return what a model keeps of the items that it is fitted on."""
+        return cls(items.kind, items.rows.shape[1], items.encoder, items.source, items.decode)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class State:
         Raises:
             StoreError: the folder holds something else.
         """
-        durable.claim(folder, FORMAT, "model")
+        claim(folder)
         weights = {f"{name}/{key}": value for name, a in self.adapters.items() for key, value in a.state_dict().items()}
         maps = {
             f"{name}/{key}": value for name, form in self.baselines.items() for key, value in form.to_tensors().items()
@@ -150,10 +152,13 @@ The licences of the encoders and of the data pass on to these adapters.
 """
 
 
-def id_hashes(items: ItemLatents) -> Tensor:
-    """Return a 64-bit hash of the id of each item, (n,) int64."""
-    digests = b"".join(blake2b(id_.encode(), digest_size=8).digest() for id_ in items.ids)
-    return torch.from_numpy(np.frombuffer(digests, dtype="<i8").astype(np.int64))
+def claim(folder: Path) -> None:
+    """Make sure that a model can be written into a folder.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    durable.claim(folder, FORMAT, "model")
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:

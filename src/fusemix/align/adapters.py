@@ -47,18 +47,18 @@ class Adapter(nn.Module):
         self.norm = nn.LayerNorm(latent_dim)
         self.project = nn.Linear(latent_dim, config.dim)
 
-    def standardize(self, latents: Tensor) -> None:
-        """Take shift and scale from training latents (N, D), one row per distinct item.
+    def standardize(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take shift and scale from mean and deviation (D,) of the training latents, one row per distinct item.
 
         The deviation of each dimension is floored at a tenth of the mean deviation, so that a nearly constant
         dimension is not blown up into noise.
         """
-        deviation = latents.std(dim=0, correction=0)
         floor = deviation.mean().clamp(min=1e-6) / 10
-        self.shift.copy_(latents.mean(dim=0))
+        self.shift.copy_(mean)
         self.scale.copy_(1 / torch.maximum(deviation, floor))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Embed latents: (B, D) -> (B, S), unit norm."""
         x = self.blocks(self.input_dropout((latents - self.shift) * self.scale))
-        return F.normalize(self.project(self.norm(x)), dim=-1)
+        # Lengths are float32 also under autocast: half precision loses small ones.
+        return F.normalize(self.project(self.norm(x)).float(), dim=-1)

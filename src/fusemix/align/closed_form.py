@@ -5,8 +5,9 @@ fewer pairs than dimensions. How much is decided on a held-out fifth of the trai
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,18 @@ from fusemix.align.metrics import mean_recall
 
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _TINY = 1e-12  # keeps a covariance that is all zero invertible
+_BLOCK = 2048  # pairs that are summed at once, in float64
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class Latents(Protocol):
+    """Rows of latents (N, D), in memory or not: a Tensor, or what gives one where it is indexed with row numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -78,24 +90,76 @@ class Moments:
         return values.clamp(min=0), vectors
 
 
-def moments(x: Tensor, y: Tensor, pairs: Rows) -> Moments:
-    """Sum over pairs by way of distinct items, so that an image with five captions is multiplied once.
+def moments(x: Latents, y: Latents, pairs: Rows) -> Moments:
+    """Sum over pairs in blocks: never more than 2,048 pairs are in memory in float64, and the results.
 
     Args:
-        x: (N, Dx) latents of distinct items.
-        y: (M, Dy) latents of distinct items.
+        x: (N, Dx) latents of distinct items, of any dtype.
+        y: (M, Dy) latents of distinct items, of any dtype.
         pairs: rows of x and of y that belong together, (P,) each.
     """
-    ix, iy = (torch.from_numpy(rows).to(x.device) for rows in pairs)
-    x, y = x.double(), y.double()
-    count_x = torch.bincount(ix, minlength=len(x)).double()
-    count_y = torch.bincount(iy, minlength=len(y)).double()
-    mean_x, mean_y = count_x @ x / len(ix), count_y @ y / len(iy)
-    x, y = x - mean_x, y - mean_y
-    partners = torch.zeros(len(x), y.shape[1], dtype=y.dtype, device=y.device).index_add_(0, ix, y[iy])
-    xx = x.T @ (count_x[:, None] * x) / len(ix)
-    yy = y.T @ (count_y[:, None] * y) / len(iy)
-    return Moments(mean_x, mean_y, xx, yy, x.T @ partners / len(ix))
+    return _Sums.of(x, y, pairs, _some_mean(x), _some_mean(y)).moments()
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over pairs of latents and their products, about a point near their mean, so that nothing cancels.
+
+    Those of two sets of pairs about the same point add up to those of both.
+    """
+
+    about_x: Tensor  # (Dx,)
+    about_y: Tensor  # (Dy,)
+    pairs: int
+    x: Tensor  # (Dx,)
+    y: Tensor  # (Dy,)
+    xx: Tensor  # (Dx, Dx)
+    yy: Tensor  # (Dy, Dy)
+    xy: Tensor  # (Dx, Dy)
+
+    @classmethod
+    def of(cls, x: Latents, y: Latents, pairs: Rows, about_x: Tensor, about_y: Tensor) -> "_Sums":
+        """Sum, an item that several pairs of a block share once: an image with five captions is multiplied once."""
+        zeros = partial(torch.zeros, dtype=torch.float64, device=about_x.device)
+        dx, dy = len(about_x), len(about_y)
+        sums = cls(about_x, about_y, len(pairs[0]), zeros(dx), zeros(dy), zeros(dx, dx), zeros(dy, dy), zeros(dx, dy))
+        order = np.argsort(pairs[0], kind="stable")
+        for start in range(0, len(order), _BLOCK):
+            block = order[start : start + _BLOCK]
+            a, count_a, of_a = _distinct(x, pairs[0][block], about_x)
+            b, count_b, of_b = _distinct(y, pairs[1][block], about_y)
+            partners = zeros(len(a), dy).index_add_(0, of_a, b[of_b])
+            sums.x.add_(count_a @ a)
+            sums.y.add_(count_b @ b)
+            sums.xx.addmm_(a.T, count_a[:, None] * a)
+            sums.yy.addmm_(b.T, count_b[:, None] * b)
+            sums.xy.addmm_(a.T, partners)
+        return sums
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        names = ("pairs", "x", "y", "xx", "yy", "xy")
+        return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def moments(self) -> Moments:
+        """Return means and covariances."""
+        x, y = self.x / self.pairs, self.y / self.pairs  # what the means lie beside the point
+        xx, yy, xy = (products / self.pairs for products in (self.xx, self.yy, self.xy))
+        covariances = xx - torch.outer(x, x), yy - torch.outer(y, y), xy - torch.outer(x, y)
+        return Moments(self.about_x + x, self.about_y + y, *covariances)
+
+
+def _distinct(latents: Latents, rows: NDArray[np.int64], about: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distinct latents of `rows` beside a point, how often each occurs, and which of them each row is."""
+    distinct, index, counts = np.unique(rows, return_inverse=True, return_counts=True)
+    found = latents[torch.from_numpy(distinct)].to(about) - about
+    return found, torch.from_numpy(counts).to(about), torch.from_numpy(index).to(about.device)
+
+
+def _some_mean(latents: Latents) -> Tensor:
+    """Return the mean (D,) of some latents spread over all of them."""
+    count = latents.shape[0]
+    some = torch.from_numpy(np.unique(np.linspace(0, count - 1, min(count, _BLOCK)).astype(np.int64)))
+    return latents[some].double().mean(dim=0)
 
 
 def ridge(m: Moments, shrinkage: float) -> ClosedForm:
@@ -122,7 +186,9 @@ def cca(m: Moments, shrinkage: float) -> ClosedForm:
 CLOSED_FORMS: dict[str, Callable[[Moments, float], ClosedForm]] = {"ridge": ridge, "cca": cca}
 
 
-def fit_closed_forms(x: Tensor, y: Tensor, pairs: Rows, groups: NDArray[np.int64], seed: int) -> dict[str, ClosedForm]:
+def fit_closed_forms(
+    x: Latents, y: Latents, pairs: Rows, groups: NDArray[np.int64], seed: int
+) -> dict[str, ClosedForm]:
     """Fit ridge and CCA on all pairs, each with the shrinkage that does best on a held-out fifth of the groups.
 
     Args:
@@ -137,15 +203,17 @@ def fit_closed_forms(x: Tensor, y: Tensor, pairs: Rows, groups: NDArray[np.int64
     """
     held = _held_out(groups, seed)
     chosen = dict.fromkeys(CLOSED_FORMS, SHRINKAGES[-1])
+    about = _some_mean(x), _some_mean(y)
+    part, rest = (_Sums.of(x, y, (pairs[0][mask], pairs[1][mask]), *about) for mask in (~held, held))
     if 2 <= held.sum() <= len(held) - 2:
-        part = moments(x, y, (pairs[0][~held], pairs[1][~held]))
+        m = part.moments()
         (keep_x, ix), (keep_y, iy) = (np.unique(rows[held], return_inverse=True) for rows in pairs)
         x_held, y_held = x[torch.from_numpy(keep_x)], y[torch.from_numpy(keep_y)]
         for name, form in CLOSED_FORMS.items():
-            trials = [form(part, s) for s in SHRINKAGES]
+            trials = [form(m, s) for s in SHRINKAGES]
             scores = [mean_recall(trial.embed_x(x_held), trial.embed_y(y_held), (ix, iy)) for trial in trials]
             chosen[name] = SHRINKAGES[int(np.argmax(scores))]
-    whole = moments(x, y, pairs)
+    whole = (part + rest).moments()
     return {name: form(whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
 
 

@@ -5,9 +5,13 @@ semantically matched as its parents. The spaces themselves are never mixed with 
 not share anything. Raw latents are mixed: no normalisation before or after.
 """
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from torch import Tensor
+
+PIECE = 256  # rows gathered at a time on a CPU: they stay in its cache while they are converted and mixed
 
 
 def draw_lam(alpha: float, rng: np.random.Generator) -> float:
@@ -27,3 +31,33 @@ def mix(latents: Tensor, lam: float) -> Tensor:
     """
     first, second = latents.chunk(2)
     return torch.lerp(second, first, lam)
+
+
+def gather_mix(latents: Tensor, first: Tensor, second: Tensor, lam: float, out: Tensor | None = None) -> Tensor:
+    """Gather the rows of two halves of a batch and mix them, in one step: `mix` without the batch of 2B rows.
+
+    Args:
+        latents: (N, D), floating point, usually float16; all on one device.
+        first: (B,) int64, the rows weighed with lam.
+        second: (B,) int64, the rows weighed with 1 - lam.
+        lam: in [0, 1].
+        out: (B, D), contiguous, any float dtype; None makes one in float32 (float64 for float64 latents).
+
+    Returns:
+        `out`: what `mix(latents[cat([first, second])].float(), lam)` gives.
+
+    Raises:
+        IndexError: a row that is not there (not checked on a GPU).
+    """
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    if out is None:
+        out = latents.new_empty(len(first), latents.shape[1], dtype=dtype)
+    if latents.is_cuda and dtype == torch.float32 and latents.is_contiguous() and find_spec("triton") is not None:
+        from fusemix.align import kernels
+
+        return kernels.gather_mix(latents, first, second, lam, out)
+    piece = len(first) if latents.is_cuda else PIECE
+    for a, b, mixed in zip(*(torch.split(rows, max(piece, 1)) for rows in (first, second, out)), strict=True):
+        start, end = latents.index_select(0, b).to(dtype), latents.index_select(0, a).to(dtype)
+        mixed.copy_(torch.lerp(start, end, lam))
+    return out

@@ -1,7 +1,8 @@
 """Latents: pairs joined to the latents of their items. What `extract` returns and `fit` takes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,40 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fusemix.data.pairs import Pairs, Rows, content_hash, group_codes, random_splits
+from fusemix.data.rows import LatentRows
 from fusemix.data.store import LatentStore
 from fusemix.errors import DataError, StoreError, choices
 
 
+class LateTable:
+    """A table that is read when it is first looked at; taking rows of it reads nothing.
+
+    Args:
+        read: gives the table.
+    """
+
+    def __init__(self, read: Callable[[], pa.Table]) -> None:
+        self._read = read
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The table itself, kept from now on."""
+        return self._read()
+
+    def take(self, rows: NDArray[np.int64]) -> "LateTable":
+        """Return some of the rows, in this order."""
+        return LateTable(lambda: self.table.take(pa.array(rows)))
+
+
 @dataclass(frozen=True)
 class ItemLatents:
-    """Latents of the distinct items of one modality.
+    """Latents of the distinct items of one modality; latents, ids and values are read when they are looked at.
 
     Attributes:
         modality: the user's word.
         kind: what the raw items are, see `data.pairs.Kind`.
-        ids: n stable keys.
-        values: n file names or texts; None where there is nothing to show.
-        latents: (n, D).
+        late: columns id (stable keys) and value (file names or texts; null where there is nothing to show), n rows.
+        rows: (n, D) latents, where they lie.
         encoder: fingerprint of the encoder.
         source: how to load the encoder again.
         root: folder that file names are relative to.
@@ -36,9 +57,8 @@ class ItemLatents:
 
     modality: str
     kind: str
-    ids: list[str]
-    values: list[str | None]
-    latents: Tensor
+    late: LateTable
+    rows: LatentRows
     encoder: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     root: Path = Path()
@@ -46,7 +66,35 @@ class ItemLatents:
     decode: dict[str, Any] | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
+
+    @property
+    def items(self) -> pa.Table:
+        """Columns id and value, n rows.
+
+        Raises:
+            StoreError: the list of items is damaged.
+        """
+        return self.late.table
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """N stable keys."""
+        return list(self.items["id"].to_pylist())
+
+    @cached_property
+    def values(self) -> list[str | None]:
+        """N file names or texts; None where there is nothing to show."""
+        return list(self.items["value"].to_pylist())
+
+    @property
+    def latents(self) -> Tensor:
+        """(n, D) as one tensor; several shards are gathered into memory, see `LatentRows.whole`."""
+        return self.rows.whole()
+
+    def select(self, rows: NDArray[np.int64]) -> "ItemLatents":
+        """Return some of the items, in this order; reads nothing."""
+        return replace(self, late=self.late.take(rows), rows=self.rows.select(rows))
 
     def numpy(self) -> NDArray[Any]:
         """(n, D) as a numpy array."""
@@ -63,14 +111,14 @@ class Latents:
         rows: for each modality (N,) int64, the item of each pair.
         groups: (N,) int64; pairs of one group stay in one split.
         splits: (N,) of "train", "val", "test" or the table's own words.
-        table: the user's plain columns, N rows.
+        late: the user's plain columns, N rows, read when they are looked at.
     """
 
     items: dict[str, ItemLatents]
     rows: dict[str, Rows]
     groups: Rows
     splits: NDArray[np.str_]
-    table: pa.Table
+    late: LateTable
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -82,15 +130,15 @@ class Latents:
         items, keep = self.items[modality], np.unique(self.rows[modality])
         if len(keep) == len(items):
             return items
-        return replace(
-            items,
-            ids=[items.ids[i] for i in keep],
-            values=[items.values[i] for i in keep],
-            latents=items.latents[torch.from_numpy(keep)],
-        )
+        return items.select(keep)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.items)
+
+    @property
+    def table(self) -> pa.Table:
+        """The user's plain columns, N rows."""
+        return self.late.table
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -106,8 +154,8 @@ class Latents:
         """Return some of the pairs: a mask (N,) or row numbers."""
         keep = np.flatnonzero(keep) if keep.dtype == bool else keep
         rows = {modality: rows[keep] for modality, rows in self.rows.items()}
-        table = self.table.take(pa.array(keep))
-        return replace(self, rows=rows, groups=self.groups[keep], splits=self.splits[keep], table=table)
+        late = self.late.take(keep)
+        return replace(self, rows=rows, groups=self.groups[keep], splits=self.splits[keep], late=late)
 
     def only(self, split: str) -> "Latents":
         """Return the pairs of one split.
@@ -165,13 +213,32 @@ class Latents:
         if len(set(sizes.values())) > 1:
             raise DataError(f"row i of each array must belong together, but the arrays have {sizes} rows")
         count = next(iter(sizes.values()), 0)
-        items = {}
-        for name, tensor in tensors.items():
-            ids = [content_hash(row.tobytes()) for row in tensor.numpy()]
-            items[name] = ItemLatents(name, "vector", ids, [None] * count, tensor)
+        items = {name: _vectors(name, tensor) for name, tensor in tensors.items()}
         numbers = np.arange(count)
-        table = pa.table({"row": numbers})
-        return cls(items, dict.fromkeys(arrays, numbers), numbers, np.full(count, split), table)
+        late = LateTable(lambda: pa.table({"row": numbers}))
+        return cls(items, dict.fromkeys(arrays, numbers), numbers, np.full(count, split), late)
+
+
+def _vectors(modality: str, tensor: Tensor) -> ItemLatents:
+    """Make items of latents (n, D) that came without any; their ids are hashes."""
+    ids = pa.array([content_hash(row.tobytes()) for row in tensor.numpy()], pa.string())
+    table = pa.table({"id": ids, "value": pa.nulls(len(ids), pa.string())})
+    return ItemLatents(modality, "vector", LateTable(lambda: table), LatentRows.of(tensor))
+
+
+def as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
+    """Return latents as they are, or pair two arrays row by row.
+
+    Raises:
+        DataError: one array alone, or latents and an array.
+    """
+    if isinstance(x, Latents):
+        if y is not None:
+            raise DataError("fit takes Latents alone: give the validation pairs as val=")
+        return x
+    if y is None:
+        raise DataError("fit takes Latents, or two arrays whose rows belong together")
+    return Latents.from_arrays(x=x, y=y)
 
 
 def open_latents(folder: str | Path) -> Latents:
@@ -185,50 +252,96 @@ def open_latents(folder: str | Path) -> Latents:
         raise StoreError(
             f"{folder} holds no latents (no pairs.parquet); make them with `fusemix extract ... -o {folder}`"
         )
-    try:
-        table = pa.parquet.read_table(folder / "pairs.parquet")
-        meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        modalities = meta["fusemix.modalities"].split("\n")
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise StoreError(
-            f"{folder / 'pairs.parquet'} is damaged or not of fusemix ({error}); delete it and extract again"
-        ) from error
-    groups, splits = table["fusemix.group"].to_numpy(), table["fusemix.split"].to_numpy().astype(str)
+    opened = _OpenPairs.of(folder / "pairs.parquet")
     items, rows = {}, {}
-    for modality in modalities:
+    for modality, places in opened.places.items():
         store = LatentStore.open(store_folder(folder, modality))
-        kept = store.items.take(pa.array(store.encoded))
-        facts = store.facts
-        items[modality] = ItemLatents(
-            modality,
-            facts.kind,
-            kept["id"].to_pylist(),
-            kept["value"].to_pylist(),
-            store.latents,
-            facts.encoder,
-            facts.source,
-            Path(meta["fusemix.root"]),
-            store.canaries,
-            facts.decode,
-        )
-        place = np.full(facts.count + 1, -1)  # the last entry is what an empty cell, -1, looks up
-        place[store.encoded] = np.arange(len(store.encoded))
-        rows[modality] = place[table[f"fusemix.item.{modality}"].to_numpy()]
-    plain = table.select([name for name in table.column_names if not name.startswith("fusemix.")])
-    whole = Latents(items, rows, groups, splits, plain.replace_schema_metadata(None))
-    return whole.take(np.all([row >= 0 for row in rows.values()], axis=0))
+        items[modality] = _items(store, opened.root)
+        row_of = np.full(store.facts.count + 1, -1)  # the last entry is what an empty cell, -1, looks up
+        row_of[store.encoded] = np.arange(len(store.encoded))
+        if len(places) and not -1 <= places.min() <= places.max() < store.facts.count:
+            raise StoreError(f"{opened.path} is not of the items in {store.folder}; delete it and extract again")
+        rows[modality] = row_of[places]
+    whole = Latents(items, rows, opened.groups, opened.splits, LateTable(opened.plain))
+    pa.default_memory_pool().release_unused()  # what decoding took and gave back would stay with the process
+    paired = np.all([row >= 0 for row in rows.values()], axis=0)
+    return whole if paired.all() else whole.take(paired)
+
+
+@dataclass(frozen=True)
+class _OpenPairs:
+    """What pairs.parquet says of the pairs. The user's columns are read later, if at all.
+
+    The file stays open: who extracts again puts another in its place, and columns read from that would not fit.
+    """
+
+    path: Path
+    file: pa.parquet.ParquetFile
+    root: Path
+    groups: Rows
+    splits: NDArray[np.str_]
+    places: dict[str, Rows]  # for each modality (N,) the item of each pair, encoded or not; -1 where there is none
+
+    @classmethod
+    def of(cls, path: Path) -> "_OpenPairs":
+        try:
+            file = pa.parquet.ParquetFile(path, read_dictionary=["fusemix.split"])
+            meta = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
+            modalities = meta["fusemix.modalities"].split("\n")
+            own = ["fusemix.group", "fusemix.split", *(f"fusemix.item.{modality}" for modality in modalities)]
+            table = file.read(own, use_threads=False)
+            split = table["fusemix.split"].unify_dictionaries().combine_chunks()
+            splits = np.array(split.dictionary.to_pylist(), dtype=str)[_numbers(split.indices)]
+            places = {modality: _numbers(table[f"fusemix.item.{modality}"]) for modality in modalities}
+            return cls(path, file, Path(meta["fusemix.root"]), _numbers(table["fusemix.group"]), splits, places)
+        except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError, TypeError, BufferError) as error:
+            raise StoreError(f"{path} is damaged or not of fusemix ({error}); delete it and extract again") from error
+
+    def plain(self) -> pa.Table:
+        """Read the user's columns."""
+        names = [name for name in self.file.schema_arrow.names if not name.startswith("fusemix.")]
+        try:
+            return self.file.read(names).replace_schema_metadata(None)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{self.path} is damaged ({error}); delete it and extract again") from error
+
+
+def _items(store: LatentStore, root: Path) -> ItemLatents:
+    """Join the encoded items of a store to their latents; reads neither."""
+    facts, encoded = store.facts, store.encoded
+    late = LateTable(lambda: store.items)
+    return ItemLatents(
+        facts.modality,
+        facts.kind,
+        late if len(encoded) == facts.count else late.take(encoded),
+        store.rows,
+        facts.encoder,
+        facts.source,
+        root,
+        store.canaries,
+        facts.decode,
+    )
+
+
+def _numbers(column: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return a column without nulls as it lies in memory; pyarrow's own `to_numpy` first imports pandas."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(array).astype(np.int64, copy=False)
 
 
 def pairs_file(pairs: Pairs) -> bytes:
     """Return the content of pairs.parquet: the user's columns and, under "fusemix.", item numbers, group and split."""
     table = pairs.table
-    own = {f"fusemix.item.{name}": rows for name, rows in pairs.rows.items()}
-    for name, column in {**own, "fusemix.group": pairs.groups, "fusemix.split": pairs.splits.tolist()}.items():
+    numbers = {**{f"fusemix.item.{name}": rows for name, rows in pairs.rows.items()}, "fusemix.group": pairs.groups}
+    for name, column in {**numbers, "fusemix.split": pairs.splits.tolist()}.items():
         table = table.append_column(name, pa.array(column))
     root = next(iter(pairs.items.values())).root.resolve()
     meta = {"fusemix.modalities": "\n".join(pairs.items), "fusemix.root": str(root)}
     sink = pa.BufferOutputStream()
-    pa.parquet.write_table(table.replace_schema_metadata(meta), sink)
+    # Numbers that mostly count up are half as long, and read twice as fast, as differences.
+    encodings = dict.fromkeys(numbers, "DELTA_BINARY_PACKED")
+    words = [name for name in table.column_names if name not in numbers]
+    pa.parquet.write_table(table.replace_schema_metadata(meta), sink, use_dictionary=words, column_encoding=encodings)
     content: bytes = sink.getvalue().to_pybytes()
     return content
 

@@ -22,13 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fusemix import durable
+from fusemix.data.mapped import Mapped, damaged, read_header
 from fusemix.data.media import Reason
 from fusemix.data.pairs import Items
+from fusemix.data.rows import LatentRows
 from fusemix.errors import MismatchError, StoreError
 
 FORMAT = "fusemix-latents-2"
@@ -102,6 +104,22 @@ class Shard(NamedTuple):
     batches: NDArray[np.int32]
     failures: list[Failure]
     halved: bool
+
+
+class Head(NamedTuple):
+    """What the header of a shard says: enough to know every item, and where its latents lie.
+
+    Attributes:
+        tensors: items (n,), batches (n,) and latents (n, D), in the file.
+        failures: see `Encoded`.
+        halved: see `Encoded`.
+        metadata: as it was committed.
+    """
+
+    tensors: dict[str, Mapped]
+    failures: list[Failure]
+    halved: bool
+    metadata: dict[str, str]
 
 
 class LatentStore:
@@ -216,35 +234,44 @@ class LatentStore:
         durable.write(self._path(shard), save(_tensors(as_stored), self._header(shard, as_stored)))
 
     @cached_property
-    def _parts(self) -> list[Shard]:
-        """Every shard; latents stay on disk until they are touched."""
-        return [self.read(shard) for shard in range(self.shards)]
+    def _heads(self) -> list[Head]:
+        return [self.head(shard) for shard in range(self.shards)]
 
     @cached_property
-    def latents(self) -> Tensor:
-        """(n, D) of all encoded items, in order; one shard is mapped, several are gathered into memory."""
-        parts = [part.latents for part in self._parts if len(part.latents)]
+    def rows(self) -> LatentRows:
+        """(n, D) of all encoded items, in order; they stay in their shards.
+
+        Raises:
+            StoreError: a shard is missing, damaged or of another store, or there are no latents; it says what to do.
+        """
+        parts = [head.tensors["latents"] for head in self._heads if head.tensors["latents"].nbytes]
         if not parts:
             raise StoreError(f"{self.folder}: none of {self.facts.count:,} items could be encoded; see failed.parquet")
         widths = sorted({part.shape[1] for part in parts})
         if len(widths) > 1:
             raise StoreError(f"{self.folder}: latents of {widths} dimensions; delete it and extract again")
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return LatentRows(parts)
+
+    @property
+    def latents(self) -> Tensor:
+        """(n, D) of all encoded items, in order; one shard is mapped, several are gathered into memory."""
+        return self.rows.whole()
 
     @cached_property
     def encoded(self) -> NDArray[np.int64]:
         """(n,) place of each row of `latents` among all items."""
-        return np.concatenate([part.items for part in self._parts])
+        failed = np.array([failure.item for failure in self.failures], dtype=np.int64)
+        return np.delete(np.arange(self.facts.count), failed)
 
     @property
     def failures(self) -> list[Failure]:
         """Items without a latent."""
-        return [failure for part in self._parts for failure in part.failures]
+        return [failure for head in self._heads for failure in head.failures]
 
     def failures_of(self, shard: int) -> list[Failure]:
         """Return what failed in a shard; nothing where the shard is not there or cannot be read."""
         try:
-            return self.read(shard).failures
+            return self.head(shard).failures
         except StoreError:
             return []
 
@@ -253,9 +280,16 @@ class LatentStore:
         """Columns id and value of all items, encoded or not."""
         path = self.folder / "items.parquet"
         try:
-            return pa.parquet.read_table(path)
+            table = pa.parquet.read_table(path, columns=["id", "value"])
+            if len(table) != self.facts.count:
+                raise OSError(f"{len(table):,} items, wanted {self.facts.count:,}")
+            return table
         except (pa.ArrowException, OSError) as error:
             raise StoreError(f"{path} is damaged ({error}); delete {self.folder} and extract again") from error
+
+    @cached_property
+    def _owner(self) -> str:
+        return sha256(self.facts.to_json()).hexdigest()
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"
@@ -263,7 +297,7 @@ class LatentStore:
     def _header(self, shard: int, content: Shard) -> dict[str, str]:
         """Return what a shard says of itself: whose it is, who failed, and a checksum of everything."""
         record = {
-            "facts": sha256(self.facts.to_json()).hexdigest(),
+            "facts": self._owner,
             "shard": shard,
             "failed": [[f.item, f.reason, f.message] for f in content.failures],
             "halved": content.halved,
@@ -277,42 +311,62 @@ class LatentStore:
     def sound(self, shard: int) -> bool:
         """Tell whether a shard is there and its checksum holds."""
         try:
-            content = self.read(shard)
+            committed, content = self.head(shard).metadata, self.read(shard)
         except StoreError:
             return False
-        with safe_open(self._path(shard), framework="pt") as file:
-            committed: dict[str, str] = file.metadata()
         return committed == self._header(shard, content)
+
+    def head(self, shard: int) -> Head:
+        """Read the header of one shard, and nothing else of it.
+
+        Raises:
+            StoreError: it is not there, damaged, or of another store; it says what to do.
+        """
+        path, places = self._path(shard), self.items_of(shard)
+        try:
+            metadata, tensors = read_header(path)
+            record = json.loads(metadata["record"])
+            owner = record["facts"], record["shard"]
+            head = Head(tensors, [Failure(*entry) for entry in record["failed"]], record["halved"], metadata)
+            _check_shapes(tensors, len(places), [failure.item for failure in head.failures if failure.item in places])
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.folder}: shard {shard + 1} of {self.shards} is missing, the extraction did not finish; "
+                "run the same `fusemix extract` again, it does only what is missing"
+            ) from error
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise damaged(path, error) from error
+        if owner != (self._owner, shard):
+            raise StoreError(
+                f"{path} belongs to another store or place than this; run the same `fusemix extract` again, "
+                "it does this shard anew"
+            )
+        return head
 
     def read(self, shard: int) -> Shard:
         """Map one shard.
 
         Raises:
-            StoreError: it is not there, damaged, or of another store; it says what to do.
+            StoreError: as `head`.
         """
-        path = self._path(shard)
-        if not path.exists():
-            raise StoreError(
-                f"{self.folder}: shard {shard + 1} of {self.shards} is missing, the extraction did not finish; "
-                "run the same `fusemix extract` again, it does only what is missing"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                record = json.loads((file.metadata() or {})["record"])
-                owner = record["facts"], record["shard"]
-                failures = [Failure(*entry) for entry in record["failed"]]
-                items, batches = file.get_tensor("items").numpy(), file.get_tensor("batches").numpy()
-                content = Shard(items, file.get_tensor("latents"), batches, failures, record["halved"])
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise StoreError(
-                f"{path} is damaged ({error}); run the same `fusemix extract` again, it does this shard anew"
-            ) from error
-        if owner != (sha256(self.facts.to_json()).hexdigest(), shard):
-            raise StoreError(
-                f"{path} belongs to another store or place than this; run the same `fusemix extract` again, "
-                "it does this shard anew"
-            )
-        return content
+        head = self.head(shard)
+        found = {name: tensor.map() for name, tensor in head.tensors.items()}
+        items, batches = found["items"].numpy(), found["batches"].numpy()
+        return Shard(items, found["latents"], batches, head.failures, head.halved)
+
+
+def _check_shapes(tensors: dict[str, Mapped], items: int, failed: list[int]) -> None:
+    """Refuse a shard whose parts do not account for its items: in = ok + failed.
+
+    Raises:
+        ValueError: with what came.
+        KeyError: a part is not there.
+    """
+    shapes = {name: tensors[name].shape for name in ("items", "batches", "latents")}
+    count = items - len(set(failed))
+    rows, *width = shapes["latents"]
+    if {shapes["items"], shapes["batches"], (rows,)} != {(count,)} or len(width) != 1:
+        raise ValueError(f"{items} items of which {len(failed)} failed, but {shapes}")
 
 
 def _tensors(content: Shard) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ A step is matrix products and little else, so its cost is counted in them: FLOPs
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from fusemix.align.adapters import Adapter
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
+from fusemix.training.order import Order
 
 MEASURED_SECONDS = 0.2
 PRODUCTS = {"cpu": (1024, 512, 2048, 1), "cuda": (16_384, 1024, 4096, 8)}  # rows, width, inner width; products a sample
@@ -31,7 +33,7 @@ class Forecast:
         batch: B, mixed pairs in the loss.
         loaded: pairs that a step loads: 2B with mixing.
         epochs: passes over the pairs.
-        steps_per_epoch: of B pairs each.
+        steps_per_epoch: equal ones, so that all pairs are used.
         steps: in all.
         parameters: of both adapters.
         flops_per_step: multiply-adds count twice.
@@ -72,7 +74,7 @@ def forecast(
     device: torch.device,
     precision: str,
     rate: float,
-    seconds_per_flop: float,
+    seconds_per_step: float,
     stored: bool = False,
 ) -> Forecast:
     """Say what a fit on these pairs would cost.
@@ -83,45 +85,39 @@ def forecast(
         device: where it would train.
         precision: "float32", or another that takes two bytes a number.
         rate: FLOP/s of `matmul_rate`.
-        seconds_per_flop: of a step that was timed on few pairs; larger steps are taken to cost in proportion.
+        seconds_per_step: as it was timed or estimated.
         stored: the loss keeps the B x B logits.
     """
     sides = [latents.items[name] for name in latents.modalities]
-    dim_x, dim_y = (side.latents.shape[1] for side in sides)
-    batch, steps = batches_of(config, len(latents))
+    dims = [side.rows.shape[1] for side in sides]
+    order = Order.of(len(latents), config)
+    batch, steps = order.batch_size, order.steps
     number = 4 if precision == "float32" else 2
-    flops = step_flops(config, dim_x, dim_y, batch, stored)
+    flops = step_flops(config, dims, batch, stored)
     total = flops * steps * config.epochs
     used = [len(np.unique(latents.rows[name])) for name in latents.modalities]
-    row_bytes = [side.latents.shape[1] * side.latents.element_size() for side in sides]
+    row_bytes = [side.rows.shape[1] * side.rows.dtype.itemsize for side in sides]
     return Forecast(
-        modalities={side.modality: side.latents.shape[1] for side in sides},
+        modalities={side.modality: side.rows.shape[1] for side in sides},
         pairs=len(latents),
         batch=batch,
-        loaded=batch * (2 if config.alpha > 0 else 1),
+        loaded=order.size,
         epochs=config.epochs,
         steps_per_epoch=steps,
         steps=steps * config.epochs,
-        parameters=sum(_sizes(config, dim)[1] for dim in (dim_x, dim_y)),
+        parameters=sum(_sizes(config, dim)[1] for dim in dims),
         flops_per_step=flops,
         flops=total,
         disk_bytes=sum(len(side) * width for side, width in zip(sides, row_bytes, strict=True)),
         latent_bytes=sum(count * width for count, width in zip(used, row_bytes, strict=True)),
-        memory=memory(config, dim_x, dim_y, batch, stored, number, 1 if device.type == "cuda" else number),
+        memory=memory(config, dims, batch, stored, number, 1 if device.type == "cuda" else number),
         precision=precision,
         rate=rate,
-        seconds=total * seconds_per_flop,
+        seconds=steps * config.epochs * seconds_per_step,
     )
 
 
-def batches_of(config: FitConfig, pairs: int) -> tuple[int, int]:
-    """Return B, the mixed pairs of a step, and the steps of an epoch; few pairs make a smaller batch, see `fit`."""
-    factor = 2 if config.alpha > 0 else 1
-    batch = max(2, min(config.batch_size, pairs // factor))
-    return batch, max(1, pairs // (batch * factor))
-
-
-def step_flops(config: FitConfig, dim_x: int, dim_y: int, batch: int, stored: bool = False) -> float:
+def step_flops(config: FitConfig, dims: Sequence[int], batch: int, stored: bool = False) -> float:
     """Count the FLOPs of the matrix products of one step, forward and backward.
 
     A weight takes part in three products for each mixed pair: forward, gradient of the input, gradient of the weight.
@@ -130,39 +126,37 @@ def step_flops(config: FitConfig, dim_x: int, dim_y: int, batch: int, stored: bo
 
     Args:
         config: of the adapters.
-        dim_x: width of the latents x.
-        dim_y: width of the latents y.
+        dims: widths of the latents x and y.
         batch: B, mixed pairs.
         stored: the loss keeps the B x B logits.
     """
-    weights = sum(_sizes(config, dim)[0] for dim in (dim_x, dim_y))
+    weights = sum(_sizes(config, dim)[0] for dim in dims)
     return 6.0 * weights * batch + (6.0 if stored else 8.0) * batch**2 * config.dim
 
 
 def memory(
-    config: FitConfig, dim_x: int, dim_y: int, batch: int, stored: bool = False, number: int = 4, mask: int = 4
+    config: FitConfig, dims: Sequence[int], batch: int, stored: bool = False, number: int = 4, mask: int = 4
 ) -> dict[str, int]:
     """Return the bytes that a step needs on the device at its peak, by part, beside the latents.
 
     Args:
         config: of the adapters.
-        dim_x: width of the latents x.
-        dim_y: width of the latents y.
+        dims: widths of the latents x and y.
         batch: B, mixed pairs.
         stored: the loss keeps the B x B logits.
         number: bytes of a number in the matrix products: 4, or 2 in half precision. Weights and what belongs to them
             are float32 always.
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
-    weights = 4 * sum(_sizes(config, dim)[1] for dim in (dim_x, dim_y))
+    weights = 4 * sum(_sizes(config, dim)[1] for dim in dims)
     logits = STORED_COPIES * batch**2 if stored else min(STREAMED_LOGITS, batch**2)
     return {
         "weights": weights,
         "gradients": weights,
         "AdamW moments": 2 * weights,
         "best weights": weights,
-        "batch": 4 * batch * (dim_x + dim_y),
-        "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in (dim_x, dim_y)),
+        "batch": 4 * batch * sum(dims),
+        "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in dims),
         "loss": 4 * logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
     }
 

@@ -1,0 +1,89 @@
+"""Tensors that stay in their safetensors file: opening reads the header, touching maps the file.
+
+`safetensors.safe_open` maps the file to read its header; a folder of thousands of shards opens faster and with less
+memory where each costs one small read.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusemix.errors import StoreError
+
+_DTYPES = {"F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A tensor in a file.
+
+    Attributes:
+        path: of the file.
+        size: bytes of the whole file when its header was read.
+        start: byte where the tensor begins.
+        shape: of the tensor.
+        dtype: of the tensor.
+    """
+
+    path: Path
+    size: int
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def map(self) -> Tensor:
+        """Map the file; nothing is read before it is touched, and what is written into the tensor stays in memory.
+
+        Raises:
+            StoreError: the file is gone, or no longer as long as it was: touching it would end the process.
+        """
+        try:
+            found = self.path.stat().st_size
+            if found != self.size:
+                raise ValueError(f"{found:,} bytes, it had {self.size:,} when it was opened")
+            storage = torch.UntypedStorage.from_file(str(self.path), False, self.size)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise damaged(self.path, error) from error
+        content = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+        return content[self.start : self.start + self.nbytes].view(self.dtype).view(self.shape)
+
+
+def read_header(path: Path) -> tuple[dict[str, str], dict[str, Mapped]]:
+    """Read what a safetensors file says of itself: its metadata, and where each tensor lies.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, TypeError, KeyError, RecursionError: it is no safetensors file, or not a whole one.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError(f"{size:,} bytes, its header alone wants {length:,}")
+        header = json.loads(file.read(length))
+    metadata, tensors, end = dict(header.pop("__metadata__", {})), {}, 8 + length
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        start, stop = (8 + length + offset for offset in entry["data_offsets"])
+        tensor = Mapped(path, size, start, tuple(map(int, entry["shape"])), _DTYPES[entry["dtype"]])
+        whole = start == end and stop - start == tensor.nbytes and start % tensor.dtype.itemsize == 0
+        if not whole or min(tensor.shape, default=0) < 0:
+            raise ValueError(f"the tensor {name!r} does not lie where the header says")
+        tensors[name], end = tensor, stop
+    if end != size:
+        raise ValueError(f"{size:,} bytes, its header wants {end:,}")
+    return metadata, tensors
+
+
+def damaged(path: Path, reason: object) -> StoreError:
+    """Return the error of a shard that cannot be used, with the way out."""
+    return StoreError(f"{path} is damaged ({reason}); run the same `fusemix extract` again, it does this shard anew")

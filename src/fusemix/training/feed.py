@@ -1,0 +1,159 @@
+"""The way of the latents to the device: all of them at once where they fit, else block by block from the disk.
+
+Either way a step asks for its pairs by number and gets them mixed; no latent is ever touched one by one in Python.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fusemix.align.mixup import gather_mix
+from fusemix.data.latents import Latents
+from fusemix.data.rows import LatentRows
+from fusemix.training.order import Order
+
+BLOCK = 128  # rows of a disk block: 64 or more are read at nearly the sequential rate (docs/performance.md)
+SHARE_OF_DEVICE = 0.6  # of its free memory for latents; the rest is for the step
+SHARE_OF_RAM = 0.5
+
+
+class Feed(Protocol):
+    """Gives the batches of a fit."""
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return this process's share of a step, mixed: (b, Dx) and (b, Dy), float32, on the device."""
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+
+
+def fits(train: Latents, device: torch.device) -> bool:
+    """Tell whether the latents of both sides can lie where the device reads them without asking a disk.
+
+    Latents that are one mapped file stay in the page cache of the operating system; those of several shards are
+    gathered.
+    """
+    need = sum(train.items[name].rows.nbytes for name in train.modalities)
+    there = all(train.items[name].rows.resident for name in train.modalities)
+    if device.type == "cuda":
+        return need <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
+    return there or need <= SHARE_OF_RAM * free_memory()
+
+
+def free_memory() -> int:
+    """Return the bytes of RAM that this process may still take, as the kernel and the container say."""
+    free = 2**62
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
+
+
+def open_feed(train: Latents, order: Order, device: torch.device, rank: int, world: int) -> Feed:
+    """Choose the way by the memory at hand.
+
+    Args:
+        train: two modalities.
+        order: of the pairs.
+        device: where the adapters are.
+        rank: of this process among `world`; each mixes its share of the batch.
+        world: number of processes.
+    """
+    kind = Resident if fits(train, device) else Streamed
+    return kind(train, order, device, rank, world)
+
+
+class _Shares:
+    """What both ways have in common: who meets whom in a step."""
+
+    def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
+        self.order, self.device = order, device
+        size = order.batch_size
+        self.mine = slice(size * rank // world, size * (rank + 1) // world)
+        self.rows = [train.rows[name] for name in train.modalities]
+        self.latents = [train.items[name].rows for name in train.modalities]
+
+    def parents(self, step: int) -> list[NDArray[np.int64]]:
+        """Return the pairs of this share of a step: first and second parent, (b,) each; one of them without mixing."""
+        halves = self.order.batch(step).reshape(-1, self.order.batch_size)
+        return [half[self.mine] for half in halves]
+
+
+class Resident(_Shares):
+    """All latents lie on the device; a step gathers and mixes."""
+
+    def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
+        super().__init__(train, order, device, rank, world)
+        self.tensors = [latents.whole().to(device) for latents in self.latents]
+        self.places = [torch.from_numpy(rows).to(device) for rows in self.rows]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Gather and mix."""
+        parents = [torch.from_numpy(rows).to(self.device, non_blocking=True) for rows in self.parents(step)]
+        lam = self.order.lam(step)
+        x, y = (
+            _mixed(latents, [places[rows] for rows in parents], lam)
+            for latents, places in zip(self.tensors, self.places, strict=True)
+        )
+        return x, y
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Streamed(_Shares):
+    """The latents stay on the disk; while a step is computed, a thread reads the next."""
+
+    def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
+        super().__init__(train, order, device, rank, world)
+        self.reader = ThreadPoolExecutor(1, "fusemix-read")
+        self.ahead: tuple[int, Future[list[Tensor]]] | None = None
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Mix what was read while the last step ran."""
+        if self.ahead is None or self.ahead[0] != step:
+            self.ahead = step, self.reader.submit(self._read, step)
+        loaded = self.ahead[1].result()
+        self.ahead = step + 1, self.reader.submit(self._read, step + 1)
+        lam = self.order.lam(step)
+        x, y = (_mixed(latents, list(torch.arange(len(latents)).chunk(self._halves)), lam) for latents in loaded)
+        return x, y
+
+    @property
+    def _halves(self) -> int:
+        return 2 if self.order.alpha > 0 else 1
+
+    def _read(self, step: int) -> list[Tensor]:
+        """Read the latents of a step: for each side (b, D) or, with mixing, (2b, D), as stored."""
+        pairs = np.concatenate(self.parents(step))
+        return [
+            _read_rows(latents, rows[pairs]).to(self.device)
+            for latents, rows in zip(self.latents, self.rows, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End the thread."""
+        self.reader.shutdown(cancel_futures=True)
+
+
+def _read_rows(latents: LatentRows, rows: NDArray[np.int64]) -> Tensor:
+    out = torch.empty(len(rows), latents.shape[1], dtype=latents.dtype)
+    latents.read(rows, out)
+    return out
+
+
+def _mixed(latents: Tensor, parents: list[Tensor], lam: float) -> Tensor:
+    """Mix the rows of two parents, or take those of one."""
+    if len(parents) == 1:
+        return latents[parents[0]].float()
+    return gather_mix(latents, parents[0].to(latents.device), parents[1].to(latents.device), lam)

@@ -1,0 +1,96 @@
+"""Which pairs enter which step: a closed formula of seed, epoch and step, so that there is no state to lose."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusemix.align.mixup import draw_lam
+from fusemix.config import FitConfig
+
+# What the seed decides; each draws from a stream of its own.
+_EPOCH, _BATCH, _LAM, _DROPOUT = range(4)
+
+
+@dataclass(frozen=True)
+class Order:
+    """The steps of a fit.
+
+    An epoch is a random order of all pairs, dealt into equal batches, so that none is left out and every step is of one
+    size; the last batch is filled up with the first pairs of the same epoch.
+
+    Attributes:
+        pairs: N.
+        size: pairs loaded in a step; with mixing an even number, of which half enters the loss.
+        steps: per epoch.
+        alpha: of the mixing; 0 is none.
+        seed: of everything.
+        block: neighbours that stay together on their way from the disk; 1 is a fully random order.
+    """
+
+    pairs: int
+    size: int
+    steps: int
+    alpha: float
+    seed: int
+    block: int = 1
+
+    @classmethod
+    def of(cls, pairs: int, config: FitConfig, block: int = 1) -> "Order":
+        """Deal `pairs` into the batches nearest to the size that is asked for.
+
+        A batch never loads more pairs than there are, but at least two are contrasted.
+        """
+        halves = 2 if config.alpha > 0 else 1
+        steps = max(1, int(pairs / (config.batch_size * halves) + 0.5))
+        size = max(2, -(-pairs // (steps * halves))) * halves
+        return cls(pairs, size, steps, config.alpha, config.seed, block)
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs that enter the loss in a step, B."""
+        return self.size // 2 if self.alpha > 0 else self.size
+
+    def batch(self, step: int) -> NDArray[np.int64]:
+        """Return the pairs that are loaded in a step, counted from 0 over all epochs: (size,) row numbers.
+
+        With mixing, pair i of the first half meets pair i of the second.
+        """
+        epoch, place = divmod(step, self.steps)
+        places = np.arange(place * self.size, (place + 1) * self.size) % self.pairs
+        if self.block == 1:
+            return _shuffled(self.seed, epoch, self.pairs)[places]
+        # Neighbours must not meet the same neighbours for ever.
+        rows = _shuffled_blocks(self.seed, epoch, self.pairs, self.block)[places]
+        return _stream(self.seed, _BATCH, step).permutation(rows)
+
+    def lam(self, step: int) -> float:
+        """Draw the one lam of a step, in [0, 1]; 1 without mixing."""
+        return draw_lam(self.alpha, _stream(self.seed, _LAM, step)) if self.alpha > 0 else 1.0
+
+
+def dropout_seed(seed: int, step: int, *place: int) -> int:
+    """Return the seed of the dropout of one part of a step: it can be drawn again at any time, by anyone."""
+    return int(np.random.SeedSequence([seed, _DROPOUT, step, *place]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _stream(seed: int, use: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, use, number])
+
+
+@lru_cache(maxsize=2)
+def _shuffled(seed: int, epoch: int, pairs: int) -> NDArray[np.int64]:
+    """(N,) all pairs in the order of an epoch."""
+    return _stream(seed, _EPOCH, epoch).permutation(pairs)
+
+
+@lru_cache(maxsize=2)
+def _shuffled_blocks(seed: int, epoch: int, pairs: int, block: int) -> NDArray[np.int64]:
+    """(N,) all pairs, blocks of neighbours in random order; where blocks begin changes with the epoch."""
+    rng = _stream(seed, _EPOCH, epoch)
+    first = rng.integers(block)
+    starts = rng.permutation(-(-pairs // block)) * block
+    rows = (starts[:, None] + np.arange(block)).ravel()
+    shuffled: NDArray[np.int64] = (rows[rows < pairs] + first) % pairs
+    return shuffled

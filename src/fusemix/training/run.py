@@ -1,0 +1,237 @@
+"""The state of a fit: what changes from step to step, how it changes, and how it goes through a checkpoint."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from fusemix import durable
+from fusemix.config import FitConfig
+from fusemix.data.health import Health
+from fusemix.data.latents import Latents
+from fusemix.data.store import difference
+from fusemix.errors import DivergedError, MismatchError
+from fusemix.ranks import barrier, ranks
+from fusemix.training import checkpoint
+from fusemix.training.feed import BLOCK, fits, open_feed
+from fusemix.training.interrupt import Interrupts
+from fusemix.training.order import Order
+from fusemix.training.schedule import learning_rate
+from fusemix.training.step import Adapters, Trainer
+from fusemix.training.validation import Sides, validate
+
+MAX_VALIDATIONS = 50  # a long fit on few pairs would otherwise spend its time validating
+NAMED = 5  # ids in a message
+
+
+class Run:
+    """A fit between two steps.
+
+    Everything that is drawn (order, lam, dropout) is a closed formula of the seed and the step. So these few
+    attributes, with the weights and the optimiser in `trainer`, are all there is to keep.
+
+    Attributes:
+        step: steps done.
+        losses: (steps per epoch,) of the epoch that runs; 0 for those to come.
+        history: one record per finished epoch: epoch, step, loss, lr, temperature, and val where it was measured.
+        best: the record with the best validation; None without validation pairs.
+        best_weights: of the adapters then.
+        seconds: that the steps took.
+    """
+
+    def __init__(
+        self, train: Latents, val: Latents | None, config: FitConfig, device: torch.device,
+        health: dict[str, Health], interrupts: Interrupts,
+    ) -> None:  # fmt: skip
+        self.pairs, self.config, self.interrupts = train, config, interrupts
+        self.held_out = Sides.of(val, train.modalities, device) if val is not None else None
+        self.rank, self.world = ranks()
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, float] | None = None
+        self.best_weights: dict[str, Tensor] = {}
+        torch.manual_seed(config.seed)
+        adapters = Adapters([train.items[name].rows.shape[1] for name in train.modalities], config)
+        if config.standardize:
+            for side, name in zip(adapters.sides, train.modalities, strict=True):
+                side.standardize(health[name].mean, health[name].deviation)
+        group = distributed.group.WORLD if self.world > 1 else None
+        self.trainer = Trainer(adapters.to(device), config, device, self.rank, group)
+        self.order = Order.of(len(train), config, 1 if self._all(fits(train, device)) else BLOCK)
+        self.losses = torch.zeros(self.order.steps, device=device)
+        self.identity = _identity(train, val, config, health)
+        self.feed = open_feed(train, self.order, device, self.rank, self.world)
+
+    @property
+    def adapters(self) -> Adapters:
+        """What is trained."""
+        return self.trainer.adapters
+
+    @property
+    def place(self) -> int:
+        """Steps done in the epoch that runs."""
+        return self.step - len(self.history) * self.order.steps
+
+    @property
+    def finished(self) -> bool:
+        """All epochs are done, or validation has brought no gain for too long."""
+        if len(self.history) == self.config.epochs:
+            return True
+        best = self.best["epoch"] if self.best is not None else 0
+        since = sum("val" in record and record["epoch"] > best for record in self.history)
+        return 0 < self.config.patience <= since
+
+    def take_step(self) -> None:
+        """Do one step."""
+        loss = self.trainer.gradients(self.step, self.feed.batch(self.step))
+        with self.interrupts.held():
+            self.trainer.update(learning_rate(self.config, self.step, self.order.steps))
+            self.losses[self.place] = loss
+            self.step += 1
+
+    def end_epoch(self) -> dict[str, float]:
+        """Look back on an epoch whose steps are all done; return its record."""
+        epoch = len(self.history) + 1
+        record = {"epoch": epoch, "step": self.step, "loss": self.recent_loss(self.order.steps), **self.rates()}
+        every = -(-self.config.epochs // MAX_VALIDATIONS)
+        if self.held_out is not None and (epoch % every == 0 or epoch == self.config.epochs):
+            record["val"] = validate(self.adapters, self.held_out)
+        with self.interrupts.held():
+            self.history.append(record)
+            self.losses.zero_()
+            if "val" in record and (self.best is None or record["val"] > self.best["val"]):
+                self.best = record
+                self.best_weights = {name: value.clone() for name, value in self.adapters.state_dict().items()}
+        return record
+
+    def rates(self) -> dict[str, float]:
+        """Return lr and temperature of the last step."""
+        return {
+            "lr": learning_rate(self.config, self.step - 1, self.order.steps),
+            "temperature": self.adapters.temperature.item(),
+        }
+
+    def recent_loss(self, steps: int) -> float:
+        """Return the mean loss of the last steps of this epoch.
+
+        Raises:
+            DivergedError: one of them is no number; it names the pairs of its batch.
+        """
+        done = self.losses[: self.place].cpu()
+        if not bool(done.isfinite().all()):
+            self._diverged(int((~done.isfinite()).nonzero()[0]))
+        return float(done[-steps:].mean()) if len(done) else 0.0
+
+    def _diverged(self, place: int) -> None:
+        step = len(self.history) * self.order.steps + place
+        batch = self.order.batch(step)
+        ids = {
+            name: [self.pairs.items[name].ids[row] for row in self.pairs.rows[name][batch]]
+            for name in self.pairs.modalities
+        }
+        some = ", ".join(" + ".join(map(repr, pair)) for pair in list(zip(*ids.values(), strict=True))[:NAMED])
+        more = ", ..." if len(batch) > NAMED else ""
+        raise DivergedError(
+            f"the loss became {float(self.losses[place])} at step {step + 1} (epoch {len(self.history) + 1}) "
+            f"on a batch of {len(batch):,} pairs: {some}{more}; lower lr (now {self.config.lr:g})",
+            ids,
+        )
+
+    def keep_best(self) -> dict[str, float]:
+        """Bring the best weights back, where validation chose; return the record of their epoch."""
+        if self.best is None:
+            return self.history[-1]
+        self.adapters.load_state_dict(self.best_weights)
+        return self.best
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint; of several processes one does.
+
+        Raises:
+            DivergedError: there is no number worth keeping.
+        """
+        self.recent_loss(1)
+        if self.rank != 0:
+            return
+        optimizer = self.trainer.optimizer.state_dict()["state"]
+        tensors = {
+            "losses": self.losses,
+            **{f"weights/{name}": value for name, value in self.adapters.state_dict().items()},
+            **{f"best/{name}": value for name, value in self.best_weights.items()},
+            **{f"optimizer/{i}/{name}": value for i, state in optimizer.items() for name, value in state.items()},
+        }
+        record = {
+            "identity": self.identity, "history": self.history, "best": self.best, "seconds": self.seconds,
+            "block": self.order.block, "piece": self.trainer.piece, "recompute": self.trainer.recompute,
+        }  # fmt: skip
+        checkpoint.write(folder, self.step, tensors, record)
+
+    def restore(self, folder: Path) -> None:
+        """Go on from the last checkpoint of the folder, if there is one.
+
+        Raises:
+            MismatchError: it belongs to another fit.
+            StoreError: it is damaged.
+        """
+        found = checkpoint.read(folder)
+        barrier()  # before one process writes, all have read
+        if self.rank == 0:
+            durable.remove_leftovers(folder / checkpoint.FOLDER)
+        if found is None:
+            return
+        tensors, record = found
+        differs = difference(record["identity"], self.identity)
+        if differs:
+            raise MismatchError(
+                f"{folder} holds a fit that was interrupted, and it is another: {differs}; give another output folder, "
+                f"or delete {folder / checkpoint.FOLDER} to start again"
+            )
+        self.adapters.load_state_dict(_part(tensors, "weights/"))
+        self.best_weights = _part(tensors, "best/")
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in _part(tensors, "optimizer/").items():
+            number, _, name = key.partition("/")
+            state.setdefault(int(number), {})[name] = value
+        groups = self.trainer.optimizer.state_dict()["param_groups"]
+        self.trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.losses.copy_(tensors["losses"])
+        self.step, self.history, self.best = record["step"], record["history"], record["best"]
+        self.seconds = record["seconds"]
+        self.trainer.piece, self.trainer.recompute = record["piece"], record["recompute"]
+        if record["block"] != self.order.block:  # more or less memory than before must not change the order
+            self.feed.close()
+            self.order = Order.of(len(self.pairs), self.config, record["block"])
+            self.feed = open_feed(self.pairs, self.order, self.losses.device, self.rank, self.world)
+
+    def _all(self, here: bool) -> bool:
+        """Tell whether something holds for every process."""
+        if self.world == 1:
+            return here
+        answer = torch.tensor(int(here))
+        distributed.all_reduce(answer, distributed.ReduceOp.MIN)
+        return bool(answer)
+
+
+def _identity(train: Latents, val: Latents | None, config: FitConfig, health: dict[str, Health]) -> dict[str, Any]:
+    """Return what must be the same for a fit to go on."""
+    return {
+        **config.to_dict(),
+        "pairs": _pairs_hash(train),
+        "latents": {name: _hash(found.mean, found.deviation) for name, found in health.items()},
+        "validation pairs": _pairs_hash(val) if val is not None else None,
+    }
+
+
+def _pairs_hash(latents: Latents) -> str:
+    return _hash(*(torch.from_numpy(np.ascontiguousarray(latents.rows[name])) for name in latents.modalities))
+
+
+def _hash(*tensors: Tensor) -> str:
+    return sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,213 @@
+"""A fit that is interrupted, at any place and any number of times, ends with the bits of one that is not."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusemix import fit
+from fusemix.errors import DivergedError, MismatchError, StoreError
+from fusemix.fit import fit_adapters
+from fusemix.progress import silent
+from fusemix.training import checkpoint, journal
+from fusemix.training.step import Trainer
+from test_fit import CPU, pairs, small, weights
+
+DROPOUT = {"dropout": 0.3, "input_dropout": 0.2, "epochs": 4}
+TRAIN, VAL = pairs(200), pairs(40, "val", seed=1)  # 6 steps an epoch
+TIMED = {"seconds", "pairs_per_second", "share_of_limit"}
+
+
+def run(folder, config=None, progress=silent, val=VAL, train=TRAIN):
+    return fit_adapters(train, val, config or small(**DROPOUT), CPU, progress, out=folder)
+
+
+def metrics(folder):
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in journal.read(folder / "metrics.jsonl")]
+
+
+def send(signum, *steps):
+    """Return a progress that sends this process a signal after each of these steps."""
+    left = list(steps)
+
+    def progress(stage, done, total, note=""):
+        if stage == "fit" and done in left:
+            left.remove(done)
+            os.kill(os.getpid(), signum)
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder), metrics(folder)
+
+
+@pytest.mark.parametrize(
+    "stops", [(1,), (6,), (7, 8, 9, 10), (3, 6, 12, 13, 23), (24,), (5, 11, 17)], ids=lambda stops: f"after {stops}"
+)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_ends_with_the_same_bits(tmp_path, whole, stops, signum):
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt if signum == signal.SIGINT else SystemExit) as left:
+            run(tmp_path, progress=send(signum, stop))
+        assert signum == signal.SIGINT or left.value.code == 143
+        _, record = checkpoint.read(tmp_path)
+        assert record["step"] == stop
+    fitted = run(tmp_path)
+    expected, lines = whole
+    assert torch.equal(weights(fitted), weights(expected))
+    assert fitted.history == expected.history and fitted.best_epoch == expected.best_epoch
+    assert metrics(tmp_path) == lines
+
+
+def test_a_signal_in_the_middle_of_a_step_loses_only_that_step(tmp_path, whole, monkeypatch):
+    real, calls = Trainer.gradients, []
+
+    def gradients(self, step, batch):
+        loss = real(self, step, batch)
+        calls.append(step)
+        if len(calls) == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    monkeypatch.setattr(Trainer, "gradients", gradients)
+    with pytest.raises(SystemExit):
+        run(tmp_path)
+    assert checkpoint.read(tmp_path)[1]["step"] == 8
+    assert torch.equal(weights(run(tmp_path)), weights(whole[0]))
+
+
+def test_a_signal_during_the_update_waits_for_its_end(tmp_path, whole, monkeypatch):
+    real = Trainer.update
+
+    def update(self, lr):
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(self, lr)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    for step in (1, 2, 3):
+        with pytest.raises(SystemExit):
+            run(tmp_path)
+        assert checkpoint.read(tmp_path)[1]["step"] == step
+    monkeypatch.undo()
+    assert torch.equal(weights(run(tmp_path)), weights(whole[0]))
+
+
+def test_a_signal_during_validation_validates_again(tmp_path, whole, monkeypatch):
+    from fusemix.training import run as module
+
+    real = module.validate
+
+    def validate(adapters, held):
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(adapters, held)
+
+    monkeypatch.setattr(module, "validate", validate)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    fitted = run(tmp_path)
+    assert torch.equal(weights(fitted), weights(whole[0])) and metrics(tmp_path) == whole[1]
+
+
+def test_checkpoints_on_the_way_change_nothing_and_only_the_last_two_stay(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fit, "SAVE_COST", 0.0)
+    fitted = run(tmp_path)
+    assert torch.equal(weights(fitted), weights(whole[0]))
+    assert [path.name for path in sorted((tmp_path / "checkpoint").iterdir())] == [
+        "step-000000023.safetensors",
+        "step-000000024.safetensors",
+    ]
+
+
+def test_the_handlers_of_the_caller_come_back(tmp_path):
+    before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit):
+        run(tmp_path, progress=send(signal.SIGTERM, 2))
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_without_a_folder_signals_are_left_alone():
+    with pytest.raises(KeyboardInterrupt):
+        fit_adapters(TRAIN, None, small(), CPU, send(signal.SIGINT, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "train", "named"),
+    [
+        ({"lr": 0.5}, TRAIN, r"lr \(was 0.002, is 0.5\)"),
+        ({"epochs": 9}, TRAIN, r"epochs \(was 4, is 9\)"),
+        ({}, pairs(200, seed=5), "latents.x"),
+        ({}, pairs(201), "pairs"),
+    ],
+)
+def test_another_fit_does_not_go_on_from_here(tmp_path, changes, train, named):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=send(signal.SIGINT, 3))
+    with pytest.raises(MismatchError, match=f"{named}.*delete .*checkpoint"):
+        run(tmp_path, replace(small(**DROPOUT), **changes), train=train)
+
+
+def test_a_spoilt_checkpoint_costs_steps_not_the_fit(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fit, "SAVE_COST", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=send(signal.SIGINT, 9))
+    older, newest = sorted((tmp_path / "checkpoint").iterdir())
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    assert checkpoint.read(tmp_path)[1]["step"] == 8
+    assert torch.equal(weights(run(tmp_path)), weights(whole[0]))
+    for path in (tmp_path / "checkpoint").iterdir():
+        path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(StoreError, match="no whole checkpoint.*delete"):
+        run(tmp_path)
+    assert older.suffix == ".safetensors"
+
+
+def test_a_diverged_fit_keeps_finite_checkpoints_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fit, "SAVE_COST", 0.0)
+    real = Trainer.gradients
+    monkeypatch.setattr(
+        Trainer, "gradients", lambda self, step, batch: real(self, step, batch) * (float("nan") if step == 7 else 1)
+    )
+    with pytest.raises(DivergedError, match=r"became nan at step 8 \(epoch 2\) on a batch of 34 pairs") as stopped:
+        run(tmp_path)
+    tensors, record = checkpoint.read(tmp_path)
+    assert record["step"] == 7 and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    assert {name: len(ids) for name, ids in stopped.value.ids.items()} == {"x": 34, "y": 34}
+    known = [set(TRAIN.items[name].ids) for name in ("x", "y")]
+    assert set(stopped.value.ids["x"]) <= known[0] and set(stopped.value.ids["y"]) <= known[1]
+
+
+def test_the_journal_drops_a_torn_line_and_lines_of_lost_steps(tmp_path):
+    lines = [{"step": 1, "loss": 1.0}, {"step": 5, "loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "lo')
+    assert journal.read(tmp_path / "metrics.jsonl") == lines
+    opened = journal.Journal(tmp_path, 4, [], None)
+    opened.write({"step": 6, "loss": 0.4})
+    assert journal.read(tmp_path / "metrics.jsonl") == [lines[0], {"step": 6, "loss": 0.4}]
+    assert Path(tmp_path / "metrics.jsonl").read_text().endswith("\n")
+
+
+def test_the_journal_adds_the_epochs_whose_lines_were_lost(tmp_path):
+    journal.Journal(tmp_path, 8, [{"step": 4, "loss": 1.0}, {"step": 8, "loss": 0.5}], None)
+    assert [line["step"] for line in journal.read(tmp_path / "metrics.jsonl")] == [4, 8]
+
+
+def test_the_state_of_the_order_is_a_few_integers(tmp_path):
+    """No buffer, no generator: what a checkpoint says of the sampler is the step (reliability: E2)."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=send(signal.SIGINT, 3))
+    tensors, record = checkpoint.read(tmp_path)
+    assert {name.split("/")[0] for name in tensors} == {"weights", "optimizer", "losses"}
+    assert record["step"] == 3 and record["block"] == 1
