@@ -17,7 +17,6 @@ from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
-from fusemix.data.store import difference
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
@@ -292,7 +291,7 @@ class FuseMix:
 
     def index(self, items: ItemLatents) -> Index:
         """Embed the items of one modality, such as `latents["image"]`, for search."""
-        self._check_side(items)
+        self._side(items.modality).check(items)
         facts = {"modality": items.modality, "kind": items.kind, "root": str(items.root)}
         return Index(self._embed_tensor(items.modality, items.latents), items.items, facts, self)
 
@@ -353,20 +352,7 @@ class FuseMix:
                 f"these latents are of {' and '.join(latents.modalities)}"
             )
         for items in latents.items.values():
-            self._check_side(items)
-
-    def _check_side(self, items: ItemLatents) -> None:
-        side = self._side(items.modality)
-        differs = difference(side.encoder, items.encoder) or difference(side.decode, items.decode, "decode")
-        if differs:
-            raise MismatchError(
-                f"the {items.modality} latents come from another encoder than the model was fitted on: {differs}; "
-                "extract them with the same encoder, or fit again"
-            )
-        if items.rows.shape[1] != side.dim:
-            raise MismatchError(
-                f"the model takes {items.modality} latents of width {side.dim}, got {items.rows.shape[1]}"
-            )
+            self._side(items.modality).check(items)
 
     def _embed_tensor(self, modality: str, latents: Tensor) -> Tensor:
         """(N, D) -> (N, S) on the CPU, in blocks."""

@@ -14,7 +14,8 @@ from fusemix.align.adapters import Adapter
 from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm
 from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
-from fusemix.errors import DataError, StoreError
+from fusemix.data.store import difference
+from fusemix.errors import DataError, MismatchError, StoreError
 
 FORMAT = "fusemix-model-3"
 
@@ -41,6 +42,23 @@ class Side:
     def of(cls, items: ItemLatents) -> "Side":
         """Return what a model keeps of the items that it is fitted on."""
         return cls(items.kind, items.rows.shape[1], items.encoder, items.source, items.decode)
+
+    def check(self, items: ItemLatents) -> None:
+        """Refuse latents of another encoder than the model was fitted on.
+
+        Raises:
+            MismatchError: encoder, decoder or width differ; it names what does.
+        """
+        differs = difference(self.encoder, items.encoder) or difference(self.decode, items.decode, "decode")
+        if differs:
+            raise MismatchError(
+                f"the {items.modality} latents come from another encoder than the model was fitted on: {differs}; "
+                "extract them with the same encoder, or fit again"
+            )
+        if items.rows.shape[1] != self.dim:
+            raise MismatchError(
+                f"the model takes {items.modality} latents of width {self.dim}, got {items.rows.shape[1]}"
+            )
 
 
 @dataclass(frozen=True)
