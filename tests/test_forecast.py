@@ -130,7 +130,7 @@ def test_a_forecast_is_shown_in_plain_words(pairs, capsys):
     assert lines[1] == "3 epochs x 6 steps = 18 steps of 9 pairs (18 are loaded and mixed)"
     assert "parameters" in lines[2] and "FLOP" in lines[2]
     assert lines[3] == "latents: 25.6 kB on disk, 20.8 kB in memory"
-    assert lines[4].startswith("memory beside them: ") and " weights" in lines[4] and lines[4].count(" + ") == 6
+    assert lines[4].startswith("memory beside them: ") and " weights" in lines[4] and lines[4].count(" + ") == 7
     assert lines[5].startswith("about 0.0 s at 50 % of the 10 GFLOP/s that a float32 product reaches here")
 
 

@@ -157,6 +157,8 @@ def memory(
         "best weights": weights,
         "batch": 4 * batch * sum(dims),
         "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in dims),
+        # The backward pass holds the gradient of an inner layer as it came and as it goes on.
+        "passing gradients": 2 * number * batch * config.expansion * max(dims) * min(config.depth, 1),
         "loss": 4 * logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
     }
 
