@@ -76,9 +76,11 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Mapped]]:
     metadata, tensors, end = header.pop("__metadata__", {}), {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         (start, stop), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        if not all(isinstance(number, int) for number in (start, stop, *shape)):
+            raise ValueError(f"the tensor {name!r} has no whole numbers for its place and shape")
         tensors[name] = Mapped(path, size, 8 + length + start, shape, dtype)
         misplaced = start != end or stop - start != tensors[name].nbytes or tensors[name].start % dtype.itemsize
-        if misplaced or min(shape) < 0:
+        if misplaced or min(shape, default=0) < 0:
             raise ValueError(f"the tensor {name!r} does not lie where the header says")
         end = stop
     if 8 + length + end != size:
