@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from fusemix.data.latents import Latents, open_latents
+from fusemix.data.mapped import Mapped
 from fusemix.data.pairs import read_pairs
 from fusemix.errors import DataError, StoreError
 from fusemix.extraction import extract
@@ -21,11 +22,12 @@ def arrays(count=10):
     return {"x": np.arange(count * 3.0).reshape(count, 3), "y": np.arange(count * 2.0).reshape(count, 2) + 100}
 
 
-def extracted(tmp_path, count=12):
+def extracted(tmp_path, count=12, shard_items=2048):
     lines = [f"{'u' * (i % 5)}{'z' * (i // 5)},{'x' * (i + 1)},{i // 3}" for i in range(1, count + 1)]
     (tmp_path / "t.csv").write_text("\n".join(["left,right,sku", *lines]) + "\n")
     pairs = read_pairs(tmp_path / "t.csv", left="left", right="right")
-    return extract(pairs, out=tmp_path / "out", left=length_and_vowels, right=length_and_vowels)
+    how = {"left": length_and_vowels, "right": length_and_vowels, "shard_items": shard_items}
+    return extract(pairs, out=tmp_path / "out", **how)
 
 
 def refusal(call, error=DataError):
@@ -153,6 +155,71 @@ def test_opened_latents_are_those_that_extract_returned(tmp_path):
     assert all(items.root == tmp_path.resolve() for items in opened.items.values())
     assert opened.table.column_names == ["left", "right", "sku"]
     assert opened["left"].encoder["name"].endswith(":length_and_vowels")
+
+
+def test_opening_and_splitting_read_no_latents_ids_or_columns(tmp_path, monkeypatch):
+    extracted(tmp_path, 30, shard_items=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Mapped, "map", lambda _: pytest.fail("latents"))
+        patch.setattr(pa.parquet, "read_table", lambda *_, **__: pytest.fail("ids"))
+        opened = open_latents(tmp_path / "out")
+        parts = {part.split_name: part for part in opened.split(fractions=(0.5, 0.2, 0.3))}
+        sides = {name: part["right"] for name, part in parts.items()}
+        assert [len(sides[name]) for name in ("train", "val", "test")] == [15, 6, 9]
+        assert sides["train"].rows.shape == (15, 2) and not sides["train"].rows.resident
+    whole = opened["right"]
+    for name, part in parts.items():
+        texts = part.table["right"].to_pylist()
+        np.testing.assert_array_equal(whole.rows.take(part.rows["right"]), length_and_vowels(texts))
+        assert [whole.values[row] for row in part.rows["right"]] == texts
+        assert sides[name].values == [whole.values[row] for row in np.unique(part.rows["right"])]
+        np.testing.assert_array_equal(sides[name].numpy(), length_and_vowels(sides[name].values))
+
+
+def test_items_that_failed_have_no_row_and_their_pairs_are_left_out(tmp_path):
+    lines = ["left,right", *(f"{'' if i in (3, 17) else 'e' * i},{'o' * (40 - i)}" for i in range(1, 21))]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+
+    def picky(texts):
+        return [[len(text), 1] if len(text) % 7 else [float("nan"), 1] for text in texts]
+
+    pairs = read_pairs(tmp_path / "t.csv", left="left", right="right")
+    latents = extract(pairs, out=tmp_path / "out", left=picky, right=length_and_vowels, shard_items=3, max_failed=1)
+    kept = [i for i in range(1, 21) if i % 7 and i not in (3, 17)]
+    assert latents.table["left"].to_pylist() == ["e" * i for i in kept]
+    assert latents["left"].values == ["e" * i for i in kept]
+    np.testing.assert_array_equal(latents["left"].numpy()[:, 0], kept)
+    np.testing.assert_array_equal(latents["right"].numpy()[:, 0], [40 - i for i in kept])
+
+
+def test_columns_that_are_read_late_are_those_of_the_pairs_that_were_opened(tmp_path):
+    extracted(tmp_path)
+    opened = open_latents(tmp_path / "out")
+    other = tmp_path / "other.parquet"
+    pa.parquet.write_table(pa.table({"left": ["another"]}), other)
+    other.replace(tmp_path / "out" / "pairs.parquet")
+    assert opened.only("train").table["sku"].to_pylist() == [
+        opened.table["sku"][i].as_py() for i in np.flatnonzero(opened.splits == "train")
+    ]
+
+
+def test_a_damaged_list_of_items_is_found_when_it_is_looked_at(tmp_path):
+    extracted(tmp_path)
+    (path,) = (tmp_path / "out" / "left").glob("*/items.parquet")
+    pa.parquet.write_table(pa.parquet.read_table(path).slice(1), path)
+    opened = open_latents(tmp_path / "out")
+    assert "items.parquet is damaged (11 items, wanted 12)" in refusal(lambda: opened["left"].ids, StoreError)
+    path.write_bytes(b"PAR1")
+    assert "delete" in refusal(lambda: opened.only("train")["left"].values, StoreError)
+
+
+def test_pairs_of_other_items_are_refused(tmp_path):
+    extracted(tmp_path)
+    (tmp_path / "b").mkdir()
+    extracted(tmp_path / "b", 13)
+    (tmp_path / "b" / "out" / "pairs.parquet").replace(tmp_path / "out" / "pairs.parquet")
+    message = refusal(lambda: open_latents(tmp_path / "out"), StoreError)
+    assert "pairs.parquet is not of the items in" in message and "delete it and extract again" in message
 
 
 def test_a_folder_without_latents_says_how_to_make_them(tmp_path):

@@ -95,7 +95,15 @@ def test_take_and_read_give_the_rows_in_the_order_asked_for(both, order, gap, mo
 
 
 def test_without_preadv_the_map_is_asked(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "preadv")
+    monkeypatch.delattr(os, "preadv", raising=False)
+    parts, whole = mapped(tmp_path)
+    out = torch.empty(3, 6, dtype=torch.float16)
+    LatentRows(parts).read(np.array([40, 3, 8]), out)
+    assert torch.equal(out, whole[[40, 3, 8]])
+
+
+def test_without_advice_to_the_kernel_the_same_is_read(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "posix_fadvise", raising=False)
     parts, whole = mapped(tmp_path)
     out = torch.empty(3, 6, dtype=torch.float16)
     LatentRows(parts).read(np.array([40, 3, 8]), out)

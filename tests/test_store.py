@@ -280,3 +280,41 @@ def test_a_damaged_list_of_items_says_what_to_do(tmp_path):
     assert "items.parquet is damaged" in refusal(lambda: LatentStore.open(store.folder).items)
     path.unlink()
     assert f"delete {store.folder} and extract again" in refusal(lambda: LatentStore.open(store.folder).items)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h.pop("latents"),
+        lambda h: h.pop("__metadata__"),
+        lambda h: h["latents"].update(dtype="F64"),
+        lambda h: h["latents"].update(shape=[3, 4]),
+        lambda h: h["latents"].update(shape=[-3, -3]),
+        lambda h: h["latents"].update(shape=[9]),
+        lambda h: h["latents"].update(shape=[1, 9]),
+        lambda h: h["items"].update(shape=[1, 3]),
+        lambda h: h["batches"].update(data_offsets=[0, 12]),
+        lambda h: h["latents"].update(data_offsets="ab"),
+        lambda h: h["latents"].update(data_offsets=[36, 54.5]),
+        lambda h: h["latents"].update(shape=[3.0, 3.0]),
+        lambda h: h.update(latents=7),
+        lambda h: h.update(__metadata__={"record": "[]"}),
+        lambda h: h.update(__metadata__={"record": "[" * 100_000}),
+        lambda h: h.update(__metadata__={"record": json.loads(json.dumps(h["__metadata__"]["record"])).replace(
+            '"failed": []', '"failed": [[1, "missing", ""]]')}),
+    ],
+)  # fmt: skip
+def test_a_header_that_lies_is_damage_and_never_a_crash(tmp_path, change):
+    store = made(tmp_path, count=3)
+    path = shard_file(store)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    lie = json.dumps(header).encode()
+    lie += b" " * (-len(lie) % 8)
+    path.write_bytes(len(lie).to_bytes(8, "little") + lie + content[8 + length :])
+    again = LatentStore.open(store.folder)
+    message = refusal(lambda: again.rows)
+    assert f"{path} is damaged" in message and "it does this shard anew" in message
+    assert again.missing() == [0]

@@ -7,19 +7,19 @@ memory where each costs one small read.
 import json
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fusemix.errors import StoreError
 
+_USUAL = 4096  # bytes that hold the header of a shard in which little failed
 _DTYPES = {"F16": torch.float16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
 
 
-@dataclass(frozen=True)
-class Mapped:
+class Mapped(NamedTuple):
     """A tensor in a file.
 
     Attributes:
@@ -65,22 +65,26 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, Mapped]]:
         OSError: the file cannot be read.
         ValueError, TypeError, KeyError, RecursionError: it is no safetensors file, or not a whole one.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
+    with path.open("rb", buffering=0) as file:
+        size, content = os.fstat(file.fileno()).st_size, file.read(_USUAL)
+        length = int.from_bytes(content[:8], "little")
         if not 0 < length <= size - 8:
             raise ValueError(f"{size:,} bytes, its header alone wants {length:,}")
-        header = json.loads(file.read(length))
-    metadata, tensors, end = dict(header.pop("__metadata__", {})), {}, 8 + length
+        if 8 + length > len(content):
+            content += file.read(8 + length - len(content))
+    header = json.loads(content[8 : 8 + length])
+    metadata, tensors, end = header.pop("__metadata__", {}), {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = (8 + length + offset for offset in entry["data_offsets"])
-        tensor = Mapped(path, size, start, tuple(map(int, entry["shape"])), _DTYPES[entry["dtype"]])
-        whole = start == end and stop - start == tensor.nbytes and start % tensor.dtype.itemsize == 0
-        if not whole or min(tensor.shape, default=0) < 0:
+        (start, stop), shape, dtype = entry["data_offsets"], tuple(entry["shape"]), _DTYPES[entry["dtype"]]
+        if not all(isinstance(number, int) for number in (start, stop, *shape)):
+            raise ValueError(f"the tensor {name!r} has no whole numbers for its place and shape")
+        tensors[name] = Mapped(path, size, 8 + length + start, shape, dtype)
+        misplaced = start != end or stop - start != tensors[name].nbytes or tensors[name].start % dtype.itemsize
+        if misplaced or min(shape, default=0) < 0:
             raise ValueError(f"the tensor {name!r} does not lie where the header says")
-        tensors[name], end = tensor, stop
-    if end != size:
-        raise ValueError(f"{size:,} bytes, its header wants {end:,}")
+        end = stop
+    if 8 + length + end != size:
+        raise ValueError(f"{size:,} bytes, its header wants {8 + length + end:,}")
     return metadata, tensors
 
 

@@ -7,6 +7,7 @@ were read before. `read` does so past the map, for a disk that has not been read
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -127,12 +128,18 @@ class LatentRows:
             out.copy_(self.take(rows))
             return
         memory = out.view(torch.uint8).numpy()
+        cold = []
         for part, slots, local in self._by_part(self._numbers(rows)):
             found = self._parts[part]
             if isinstance(found, Tensor):
                 out[_tensor(slots)] = found.index_select(0, _tensor(local))
             else:
-                _read(found, local, slots, memory)
+                cold.append((found, _runs(local, slots, memory.shape[1])))
+        if hasattr(os, "posix_fadvise"):  # told of everything at once, the disk is never idle between two reads
+            for file_part, runs in cold:
+                _announce(file_part, runs, memory.shape[1])
+        for file_part, runs in cold:
+            _read(file_part, runs, memory)
 
     def _numbers(self, rows: Tensor | Numbers) -> Numbers:
         """Return numbers of rows of the parts."""
@@ -159,27 +166,45 @@ class LatentRows:
             yield part, slots, rows[slots] - self._starts[part]
 
 
-def _read(part: Mapped, rows: Numbers, slots: Numbers, memory: NDArray[np.uint8]) -> None:
-    """Read the ascending `rows` of one file into the rows `slots` of `memory` (k, bytes of a row)."""
-    width = memory.shape[1]
-    where = rows * width
+def _runs(rows: Numbers, slots: Numbers, width: int) -> list[tuple[Numbers, Numbers]]:
+    """Cut ascending rows of one file, of `width` bytes, into runs that are read at once; `slots` alike."""
     far = (np.diff(rows) - 1) * width > GAP
-    breaks = np.flatnonzero(far | (np.diff(where // RUN) > 0)) + 1
+    breaks = np.flatnonzero(far | (np.diff(rows * width // RUN) > 0)) + 1
+    return list(zip(np.split(rows, breaks), np.split(slots, breaks), strict=True))
+
+
+@contextmanager
+def _opened(part: Mapped) -> Iterator[int]:
+    """Open the file of a part for as long as it is read: a large store has more shards than a process may open."""
     try:
-        file = os.open(part.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        file = os.open(part.path, os.O_RDONLY)
     except OSError as error:
         raise damaged(part.path, error) from error
     try:
-        for run, into in zip(np.split(rows, breaks), np.split(slots, breaks), strict=True):
-            first, count = int(run[0]), int(run[-1] - run[0]) + 1
-            target = int(into[0])
+        yield file
+    finally:
+        os.close(file)
+
+
+def _announce(part: Mapped, runs: list[tuple[Numbers, Numbers]], width: int) -> None:
+    """Tell the kernel what will be read; it begins and does not wait."""
+    with _opened(part) as file:
+        for run, _ in runs:
+            length = int(run[-1] - run[0] + 1) * width
+            os.posix_fadvise(file, part.start + int(run[0]) * width, length, os.POSIX_FADV_WILLNEED)
+
+
+def _read(part: Mapped, runs: list[tuple[Numbers, Numbers]], memory: NDArray[np.uint8]) -> None:
+    """Read runs of rows of one file into the rows of `memory` (k, bytes of a row) that they are for."""
+    width = memory.shape[1]
+    with _opened(part) as file:
+        for run, into in runs:
+            first, target, count = int(run[0]), int(into[0]), int(run[-1] - run[0]) + 1
             straight = count == len(run) and bool((np.diff(run) == 1).all() and (np.diff(into) == 1).all())
             block = memory[target : target + count] if straight else np.empty((count, width), np.uint8)
             _fill(file, part, block, part.start + first * width)
             if not straight:
                 memory[into] = block[run - first]
-    finally:
-        os.close(file)
 
 
 def _fill(file: int, part: Mapped, block: NDArray[np.uint8], offset: int) -> None:

@@ -260,8 +260,7 @@ class LatentStore:
     @cached_property
     def encoded(self) -> NDArray[np.int64]:
         """(n,) place of each row of `latents` among all items."""
-        failed = np.array([failure.item for failure in self.failures], dtype=np.int64)
-        return np.delete(np.arange(self.facts.count), failed)
+        return np.delete(np.arange(self.facts.count), [failure.item for failure in self.failures])
 
     @property
     def failures(self) -> list[Failure]:
