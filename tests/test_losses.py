@@ -144,10 +144,17 @@ def test_one_exponential_serves_until_it_might_overflow():
     assert_exact(run(info_nce, 2 * x, 2 * y, 0.03, torch.float32), run(plain, 2 * x, 2 * y, 0.03), 0.03, 1e-4)
 
 
+def test_the_rounding_that_all_logits_share_is_taken_back():
+    alpha, unit = tiles.in_base_2(1 / 0.07, torch.float32)
+    assert torch.tensor(alpha).item() == alpha != pytest.approx(tiles.LOG2E / 0.07, rel=1e-9)
+    assert alpha * unit == pytest.approx(1 / 0.07, rel=1e-15)
+
+
 @pytest.mark.parametrize("temperature", [0.07, 0.01])
-@pytest.mark.parametrize("side", [16, 7])
-def test_the_tiling_makes_no_difference(monkeypatch, temperature, side):
+@pytest.mark.parametrize(("side", "threads"), [(16, 1), (7, 3)])
+def test_the_tiling_makes_no_difference(monkeypatch, temperature, side, threads):
     """Many ragged tiles, kept, half kept and made again: the same as one tile."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, y = batch(50, 8)
     expected = run(plain, x, y, temperature)
     monkeypatch.setattr(tiles, "SIDE", side)

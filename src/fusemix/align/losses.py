@@ -110,8 +110,8 @@ def _facts(
     x: Tensor, y: Tensor, temperature: Tensor, group: dist.ProcessGroup | None
 ) -> tuple[float, float, list[int]]:
     """Return 1 / temperature, a bound of every |logit| (Cauchy and Schwarz) and the number of rows of each rank."""
-    norms = [torch.linalg.vector_norm(side, dim=1, dtype=torch.float64) for side in (x, y)]
-    longest = [norm.max() if len(norm) else norm.new_zeros(()) for norm in norms]
+    norms = [torch.linalg.vector_norm(side, dim=1) for side in (x, y)]
+    longest = [(norm.max() if len(norm) else norm.new_zeros(())).double() for norm in norms]
     facts = torch.stack([*longest, temperature.detach().to(longest[0]).reshape(())])  # one wait for the device
     *longest_here, value = facts.tolist()
     if value <= 0:

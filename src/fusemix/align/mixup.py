@@ -56,8 +56,12 @@ def gather_mix(latents: Tensor, first: Tensor, second: Tensor, lam: float, out: 
         from fusemix.align import kernels
 
         return kernels.gather_mix(latents, first, second, lam, out)
-    piece = len(first) if latents.is_cuda else PIECE
-    for a, b, mixed in zip(*(torch.split(rows, max(piece, 1)) for rows in (first, second, out)), strict=True):
-        start, end = latents.index_select(0, b).to(dtype), latents.index_select(0, a).to(dtype)
-        mixed.copy_(torch.lerp(start, end, lam))
+    piece = max(1, len(first) if latents.is_cuda else PIECE)
+    # Three small buffers, used again and again: fresh ones of this size would cost more than the work, in page faults.
+    gathered = latents.new_empty(piece, latents.shape[1])
+    start, end = (torch.empty_like(gathered, dtype=dtype) for _ in range(2))
+    for a, b, mixed in zip(*(torch.split(rows, piece) for rows in (first, second, out)), strict=True):
+        for rows, side in ((a, end), (b, start)):
+            side[: len(a)].copy_(torch.index_select(latents, 0, rows, out=gathered[: len(a)]))
+        mixed.copy_(torch.lerp(start[: len(a)], end[: len(a)], lam, out=end[: len(a)]))
     return out
