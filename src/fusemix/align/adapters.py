@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusemix.align.dropout import Dropout
 from fusemix.config import FitConfig
 
 
@@ -18,7 +19,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, expansion * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.down = nn.Linear(expansion * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(latent_dim)
         self.project = nn.Linear(latent_dim, config.dim)
