@@ -19,6 +19,7 @@ import torch
 import released
 from fusemix.config import FitConfig, paper
 from fusemix.data.latents import Latents
+from fusemix.data.rows import LatentRows
 from fusemix.training.feed import BLOCK, Resident
 from fusemix.training.order import Order
 from fusemix.training.step import Adapters, Trainer
@@ -31,7 +32,9 @@ def pairs(count: int, dims: tuple[int, int]) -> Latents:
     """Random latents, float16 as in a store."""
     rng = np.random.default_rng(0)
     whole = Latents.from_arrays("train", x=rng.random((count, dims[0])), y=rng.random((count, dims[1])))
-    halved = {name: replace(items, rows=type(items.rows).of(items.latents.half())) for name, items in whole.items.items()}
+    halved = {
+        name: replace(items, rows=type(items.rows).of(items.latents.half())) for name, items in whole.items.items()
+    }
     return replace(whole, items=halved)
 
 
@@ -77,7 +80,10 @@ def assembly() -> None:
             0.3 * first + 0.7 * second
 
     got = medians(
-        4, released=reference, random=lambda: feeds["random"].batch(next(steps)), blocks=lambda: feeds["blocks"].batch(next(steps))
+        4,
+        released=reference,
+        random=lambda: feeds["random"].batch(next(steps)),
+        blocks=lambda: feeds["blocks"].batch(next(steps)),
     )
     for name, seconds in got.items():
         print(f"{name:<10} {seconds:7.3f} s a batch  {40_960 / seconds:10,.0f} pairs/s")
@@ -94,7 +100,10 @@ def products(config: FitConfig, dims: tuple[int, int], batch: int, kept: bool) -
         for wide, narrow in [(inner, dim), (dim, inner)] * config.depth + [(config.dim, dim)]:
             # x W', then the gradients of x and of W
             shapes += [(batch, narrow, wide), (batch, wide, narrow), (wide, batch, narrow)]
-    work = {shape: (torch.randn(shape[:2]), torch.randn(shape[1:]), torch.empty(shape[0], shape[2])) for shape in set(shapes)}
+    work = {
+        shape: (torch.randn(shape[:2]), torch.randn(shape[1:]), torch.empty(shape[0], shape[2]))
+        for shape in set(shapes)
+    }
     x, y = torch.randn(2, batch, config.dim)
     rows = min(batch, 1024)  # logits by tile, as no product of them needs them all
     tile, out = torch.empty(rows, batch), torch.empty(batch, config.dim)
@@ -158,7 +167,9 @@ def step(name: str, dims: tuple[int, int], config: FitConfig, rounds: int, faste
     got = medians(rounds, **forms)
     print(f"\n{name}: {dims[0]}/{dims[1]} -> {config.dim}, {config.depth} blocks, B = {batch:,}")
     for form, seconds in got.items():
-        print(f"{form:<10} {seconds:7.3f} s  {batch / seconds:10,.0f} mixed pairs/s  {got['released'] / seconds:5.2f} x")
+        print(
+            f"{form:<10} {seconds:7.3f} s  {batch / seconds:10,.0f} mixed pairs/s  {got['released'] / seconds:5.2f} x"
+        )
     speed = round(got["released"] / got["fusemix"], 2)
     of_limit = round(got["products"] / got["fusemix"], 3)
     result(f"step, {name}: times faster than released", speed, f">= {faster}", lambda v: v >= faster)
