@@ -19,7 +19,6 @@ import torch
 import released
 from fusemix.config import FitConfig, paper
 from fusemix.data.latents import Latents
-from fusemix.data.rows import LatentRows
 from fusemix.training.feed import BLOCK, Resident
 from fusemix.training.order import Order
 from fusemix.training.step import Adapters, Trainer

@@ -63,5 +63,8 @@ def gather_mix(latents: Tensor, first: Tensor, second: Tensor, lam: float, out: 
     for a, b, mixed in zip(*(torch.split(rows, piece) for rows in (first, second, out)), strict=True):
         for rows, side in ((a, end), (b, start)):
             side[: len(a)].copy_(torch.index_select(latents, 0, rows, out=gathered[: len(a)]))
-        mixed.copy_(torch.lerp(start[: len(a)], end[: len(a)], lam, out=end[: len(a)]))
+        if mixed.dtype == dtype:
+            torch.lerp(start[: len(a)], end[: len(a)], lam, out=mixed)
+        else:
+            mixed.copy_(torch.lerp(start[: len(a)], end[: len(a)], lam, out=end[: len(a)]))
     return out

@@ -27,7 +27,10 @@ class Feed(Protocol):
     """Gives the batches of a fit."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return this process's share of a step, mixed: (b, Dx) and (b, Dy), float32, on the device."""
+        """Return this process's share of a step, mixed: (b, Dx) and (b, Dy), float32, on the device.
+
+        They hold until the next call, which writes into the same memory.
+        """
 
     def close(self) -> None:
         """Let go of threads and files."""
@@ -82,6 +85,9 @@ class _Shares:
         self.mine = slice(size * rank // world, size * (rank + 1) // world)
         self.rows = [train.rows[name] for name in train.modalities]
         self.latents = [train.items[name].rows for name in train.modalities]
+        share = self.mine.stop - self.mine.start
+        # Fresh memory of this size would cost more than the mixing, in page faults.
+        self.mixed = [torch.empty(share, latents.shape[1], device=device) for latents in self.latents]
 
     def parents(self, step: int) -> list[NDArray[np.int64]]:
         """Return the pairs of this share of a step: first and second parent, (b,) each; one of them without mixing."""
@@ -102,8 +108,8 @@ class Resident(_Shares):
         parents = [torch.from_numpy(rows).to(self.device, non_blocking=True) for rows in self.parents(step)]
         lam = self.order.lam(step)
         x, y = (
-            _mixed(latents, [places[rows] for rows in parents], lam)
-            for latents, places in zip(self.tensors, self.places, strict=True)
+            _mix(latents, [places[rows] for rows in parents], lam, out)
+            for latents, places, out in zip(self.tensors, self.places, self.mixed, strict=True)
         )
         return x, y
 
@@ -126,12 +132,11 @@ class Streamed(_Shares):
         loaded = self.ahead[1].result()
         self.ahead = step + 1, self.reader.submit(self._read, step + 1)
         lam = self.order.lam(step)
-        x, y = (_mixed(latents, list(torch.arange(len(latents)).chunk(self._halves)), lam) for latents in loaded)
+        x, y = (
+            _mix(latents, list(torch.arange(len(latents), device=self.device).split(len(out))), lam, out)
+            for latents, out in zip(loaded, self.mixed, strict=True)
+        )
         return x, y
-
-    @property
-    def _halves(self) -> int:
-        return 2 if self.order.alpha > 0 else 1
 
     def _read(self, step: int) -> list[Tensor]:
         """Read the latents of a step: for each side (b, D) or, with mixing, (2b, D), as stored."""
@@ -152,8 +157,8 @@ def _read_rows(latents: LatentRows, rows: NDArray[np.int64]) -> Tensor:
     return out
 
 
-def _mixed(latents: Tensor, parents: list[Tensor], lam: float) -> Tensor:
+def _mix(latents: Tensor, parents: list[Tensor], lam: float, out: Tensor) -> Tensor:
     """Mix the rows of two parents, or take those of one."""
     if len(parents) == 1:
-        return latents[parents[0]].float()
-    return gather_mix(latents, parents[0].to(latents.device), parents[1].to(latents.device), lam)
+        return out.copy_(latents[parents[0]])
+    return gather_mix(latents, parents[0], parents[1], lam, out)

@@ -11,6 +11,7 @@ from fusemix.config import FitConfig
 
 # What the seed decides; each draws from a stream of its own.
 _EPOCH, _BATCH, _LAM, _DROPOUT = range(4)
+RUN = 16  # neighbours of a disk block that stay together within a batch
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Order:
         places = np.arange(place * self.size, (place + 1) * self.size) % self.pairs
         if self.block == 1:
             return _shuffled(self.seed, epoch, self.pairs)[places]
-        # Neighbours must not meet the same neighbours for ever.
         rows = _shuffled_blocks(self.seed, epoch, self.pairs, self.block)[places]
-        return _stream(self.seed, _BATCH, step).permutation(rows)
+        # Neighbours must not meet the same neighbours for ever. But memory, too, is read faster in runs.
+        return rows[_in_runs(_stream(self.seed, _BATCH, step), len(rows), RUN)]
 
     def lam(self, step: int) -> float:
         """Draw the one lam of a step, in [0, 1]; 1 without mixing."""
@@ -89,8 +90,12 @@ def _shuffled(seed: int, epoch: int, pairs: int) -> NDArray[np.int64]:
 def _shuffled_blocks(seed: int, epoch: int, pairs: int, block: int) -> NDArray[np.int64]:
     """(N,) all pairs, blocks of neighbours in random order; where blocks begin changes with the epoch."""
     rng = _stream(seed, _EPOCH, epoch)
-    first = rng.integers(block)
-    starts = rng.permutation(-(-pairs // block)) * block
-    rows = (starts[:, None] + np.arange(block)).ravel()
-    shuffled: NDArray[np.int64] = (rows[rows < pairs] + first) % pairs
-    return shuffled
+    first = int(rng.integers(block))
+    return (_in_runs(rng, pairs, block) + first) % pairs
+
+
+def _in_runs(rng: np.random.Generator, count: int, run: int) -> NDArray[np.int64]:
+    """(count,) the numbers from 0 on, runs of neighbours in random order."""
+    starts = rng.permutation(-(-count // run)) * run
+    numbers: NDArray[np.int64] = (starts[:, None] + np.arange(run)).ravel()
+    return numbers[numbers < count]
