@@ -135,8 +135,11 @@ def test_the_handlers_of_the_caller_come_back(tmp_path):
 
 
 def test_without_a_folder_signals_are_left_alone():
+    # A shell tells what it starts in the background to ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         fit_adapters(TRAIN, None, small(), CPU, send(signal.SIGINT, 3))
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class Resident(_Shares):
     def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
         super().__init__(train, order, device, rank, world)
         self.tensors = [latents.whole().to(device) for latents in self.latents]
-        self.places = [torch.from_numpy(rows).to(device) for rows in self.rows]
+        self.places = [torch.tensor(rows, device=device) for rows in self.rows]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Gather and mix."""

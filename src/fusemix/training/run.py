@@ -4,8 +4,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from fusemix import durable
@@ -220,17 +220,17 @@ def _identity(train: Latents, val: Latents | None, config: FitConfig, health: di
     return {
         **config.to_dict(),
         "pairs": _pairs_hash(train),
-        "latents": {name: _hash(found.mean, found.deviation) for name, found in health.items()},
+        "latents": {name: _hash([found.mean.numpy(), found.deviation.numpy()]) for name, found in health.items()},
         "validation pairs": _pairs_hash(val) if val is not None else None,
     }
 
 
 def _pairs_hash(latents: Latents) -> str:
-    return _hash(*(torch.from_numpy(np.ascontiguousarray(latents.rows[name])) for name in latents.modalities))
+    return _hash([latents.rows[name] for name in latents.modalities])
 
 
-def _hash(*tensors: Tensor) -> str:
-    return sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()
+def _hash(arrays: list[NDArray[Any]]) -> str:
+    return sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

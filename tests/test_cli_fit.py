@@ -1,0 +1,132 @@
+"""`fusemix fit` in real processes: what it writes, foresees and tells, and how it goes on after a signal."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from fusemix.data.pairs import read_pairs
+from fusemix.extraction import extract
+from test_cli import fusemix, hear_ctrl_c
+
+FAST = "import fusemix.fit as f; f.SAVE_SECONDS = f.SAVE_COST = 0.0; from fusemix.cli import main; main()"
+
+
+class Noisy:
+    """Numbers that both sides of a pair share, and a dimension that is always the same."""
+
+    takes, batch_size = "any", 256
+
+    def __init__(self, dim):
+        self.dim, self.source, self.fingerprint = dim, f"noisy {dim}", {"name": f"noisy {dim}"}
+
+    def encode(self, items):
+        maps = np.random.default_rng(self.dim).normal(size=(6, self.dim))
+        z = np.stack([np.random.default_rng(int(item.split()[0])).normal(size=6) for item in items])
+        latents = z @ maps
+        latents[:, 0] = 1
+        return latents
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fits")
+    lines = [f"{i} x,{i} y,{'val' if i % 8 == 7 else 'train'}" for i in range(800)]
+    (folder / "t.csv").write_text("\n".join(["x,y,split", *lines]) + "\n")
+    extract(read_pairs(folder / "t.csv", x="x", y="y"), out=folder / "l", x=Noisy(24), y=Noisy(16))
+    return folder
+
+
+def test_a_fit_leaves_metrics_and_curves_and_no_checkpoint(place):
+    done = fusemix("fit", "l", "-o", "whole", "--epochs", "5", "--dim", "8", cwd=place)
+    assert "x: 1 of 24 dimensions is constant; y: 1 of 16 dimensions is constant" in done.stderr
+    assert "val recall" in done.stderr and "pairs/s" in done.stderr and "of the device" in done.stderr
+    names = sorted(path.name for path in (place / "whole").iterdir())
+    assert {"metrics.jsonl", "curves.png", "curves.svg", "facts.json"} <= set(names) and "checkpoint" not in names
+    records = [json.loads(line) for line in (place / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5]
+    expected = {"step", "epoch", "loss", "lr", "temperature", "val", "seconds", "pairs_per_second", "share_of_limit"}
+    assert set(records[-1]) == expected
+    assert (place / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_dry_run_foresees_and_writes_nothing(place):
+    shown = fusemix("fit", "l", "-o", "dry", "--dry-run", cwd=place).stdout
+    assert "nothing was trained" in shown and "parameters" in shown and "memory" in shown and "FLOP" in shown
+    cost = json.loads(fusemix("fit", "l", "-o", "dry", "--dry-run", "--json", cwd=place).stdout)
+    assert cost["pairs"] == 700 and cost["seconds"] > 0 and cost["flops"] == cost["steps"] * cost["flops_per_step"]
+    assert not (place / "dry").exists()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_goes_on(place, signum, code):
+    out = f"stopped-{code}"
+    words = ["fit", "l", "-o", out, "--epochs", "400", "--dim", "8", "--seed", "3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fusemix", *words], cwd=place, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
+    )
+    metrics = place / out / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.1)
+    began = time.monotonic()
+    process.send_signal(signum)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and time.monotonic() - began < 10
+    assert f"interrupted; to go on: fusemix {' '.join(words)}" in said
+    stopped = len(metrics.read_text().splitlines())
+    saved = list((place / out / "checkpoint").iterdir())
+    assert len(saved) == 1 and not (place / out / "facts.json").exists()
+    # Another fit must not take its place, nor go on from it.
+    other = fusemix(*words[:-1], "4", cwd=place, code=2)
+    assert "holds a fit that was interrupted, and it is another: seed (was 3, is 4)" in other.stderr
+    fusemix(*words, cwd=place)
+    assert not (place / out / "checkpoint").exists()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 401)) and stopped < 400
+    assert json.loads((place / out / "facts.json").read_text())["history"][-1]["epoch"] == 400
+
+
+def test_a_kill_costs_only_what_came_after_the_last_checkpoint(place):
+    words = ["fit", "l", "-o", "killed", "--epochs", "60", "--dim", "8"]
+    process = subprocess.Popen([sys.executable, "-c", FAST, *words], cwd=place, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if len(list((place / "killed").glob("checkpoint/step-*"))) == 2:
+            break
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    fusemix(*words, cwd=place)
+    fusemix(*words[:3], "not-killed", *words[4:], cwd=place)
+    weights = [(place / name / "adapters.safetensors").read_bytes() for name in ("killed", "not-killed")]
+    assert weights[0] == weights[1]
+
+
+def test_two_ranks_write_one_model(place):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fusemix", "fit",
+        "l", "-o", "ranks", "--epochs", "4", "--dim", "8",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("next: fusemix evaluate") == 1
+    shown = json.loads(fusemix("evaluate", "ranks", "l", "--split", "val", "--json", cwd=place).stdout)
+    assert shown["retrieval"]["x->y"]["R@10"] > 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--track", "mlflow"), "no tracker 'mlflow'; found: trackio, wandb, tensorboard"),
+        (("--precision", "float8"), "no precision 'float8' for a fit; found: auto, float32, bfloat16"),
+        (("--patience", "-1"), "patience must not be negative, got -1"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_trained(place, words, message):
+    done = fusemix("fit", "l", "-o", "mistake", *words, cwd=place, code=2)
+    assert message in done.stderr and not (place / "mistake" / "checkpoint").exists()
