@@ -50,6 +50,7 @@ def test_nothing_happens_without_training_or_at_zero(dtype):
     assert Dropout(0.5)(x).dtype == dtype
 
 
-def test_a_dropout_that_keeps_nothing_is_refused():
-    with pytest.raises(ValueError, match="keeps nothing"):
-        cpu_mask((3,), 1 - 1e-6, torch.float32)
+@pytest.mark.parametrize(("p", "share"), [(1e-9, 1 / LEVELS), (1 - 1e-9, 1 - 1 / LEVELS)])
+def test_the_ends_are_neither_none_nor_all(p, share):
+    mask = cpu_mask((1_000, 4_000), p, torch.float32)
+    assert (mask == 0).double().mean().item() == pytest.approx(share, abs=5e-5)

@@ -52,11 +52,15 @@ def test_a_failure_before_the_commit_of_a_new_file_leaves_the_folder_empty(tmp_p
     assert names_in(tmp_path) == []
 
 
-def test_a_read_back_that_differs_keeps_the_old_file_and_names_the_disk(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda file: os.pwrite(file, b"X", 1), lambda file: os.ftruncate(file, 2), lambda file: os.pwrite(file, b"X", 9)],
+)
+def test_a_read_back_that_differs_keeps_the_old_file_and_names_the_disk(tmp_path, monkeypatch, spoil):
     path = tmp_path / "a.bin"
     durable.write(path, b"old")
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", lambda _: b"ne")
+        patch.setattr(os, "fsync", spoil)
         with pytest.raises(OSError, match="what was read back differs from what was written; check the"):
             durable.write(path, b"new")
     assert path.read_bytes() == b"old"

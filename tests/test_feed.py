@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_read_from_the_disk(stored, monkeypatch):
     order = Order.of(len(train), small(batch_size=32))
     assert fits(train, CPU)
     monkeypatch.setattr(feed, "free_memory", lambda: 1000)
-    assert not fits(train, CPU) and isinstance(open_feed(train, order, CPU, 0, 1), Streamed)
+    assert not fits(train, CPU) and isinstance(open_feed(train, order, CPU, resident=fits(train, CPU)), Streamed)
     arrays = Latents.from_arrays(x=np.ones((9, 3)), y=np.ones((9, 2)))
     assert fits(arrays, CPU)  # they are in memory already
 
@@ -116,7 +116,7 @@ def test_a_shard_that_is_cut_while_it_is_read_is_an_error_of_the_store(stored, m
     shutil.copytree(stored, tmp_path / "l")
     train = open_latents(tmp_path / "l").only("train")
     monkeypatch.setattr(feed, "free_memory", lambda: 1000)
-    way = open_feed(train, Order.of(len(train), small(batch_size=64)), CPU, 0, 1)
+    way = Streamed(train, Order.of(len(train), small(batch_size=64)), CPU, 0, 1)
     shard = sorted((tmp_path / "l" / "y").rglob("shard-*"))[3]
     shard.write_bytes(shard.read_bytes()[:-900])
     with pytest.raises(StoreError, match="shard-00003.*damaged"):

@@ -258,7 +258,7 @@ def test_a_recomputed_piece_draws_the_same_dropout():
 )  # fmt: skip
 def test_a_full_memory_shrinks_the_pieces_and_never_the_batch(monkeypatch, error):
     seen = []
-    real = Trainer._gradients
+    real = Trainer._embed_all
 
     def full(self, step, batch):
         seen.append((step, len(batch[0]), self.piece, self.recompute))
@@ -268,7 +268,7 @@ def test_a_full_memory_shrinks_the_pieces_and_never_the_batch(monkeypatch, error
 
     config = small(batch_size=64, dropout=0.0, input_dropout=0.0, precision="float32", epochs=2)
     plain = fit_adapters(pairs(256), None, config, CPU, silent)
-    monkeypatch.setattr(Trainer, "_gradients", full)
+    monkeypatch.setattr(Trainer, "_embed_all", full)
     fitted = fit_adapters(pairs(256), None, config, CPU, silent)
     assert {rows for _, rows, _, _ in seen} == {64}
     assert [(piece, again) for step, _, piece, again in seen if step == 2][1:] == [(32, True), (16, True)]
@@ -283,7 +283,7 @@ def test_any_other_error_is_never_tried_again(monkeypatch):
         calls.append(step)
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(Trainer, "_gradients", broken)
+    monkeypatch.setattr(Trainer, "_embed_all", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         fit_adapters(pairs(64), None, small(), CPU, silent)
     assert calls == [0]
@@ -293,7 +293,7 @@ def test_a_memory_that_is_too_small_for_anything_is_said(monkeypatch):
     def full(self, step, batch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(Trainer, "_gradients", full)
+    monkeypatch.setattr(Trainer, "_embed_all", full)
     with pytest.raises(FusemixError, match="16 pairs does not fit the memory.*lower batch_size .now 16., dim or depth"):
         fit_adapters(pairs(64), None, small(), CPU, silent)
 
@@ -307,7 +307,7 @@ def test_compiled_adapters_are_the_same_adapters(monkeypatch):
     plain = Trainer(adapters, config, CPU)
     expected = [plain.gradients(0, batch), *(p.grad.clone() for p in adapters.parameters())]
     compiled = Trainer(adapters, config, CPU)
-    compiled._embed_side = [torch.compile(side, backend="aot_eager") for side in adapters.sides]
+    compiled._compiled = [torch.compile(side, backend="aot_eager") for side in adapters.sides]
     got = [compiled.gradients(0, batch), *(p.grad for p in adapters.parameters())]
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -17,7 +17,8 @@ def order(pairs, block=1, **changes):
 @pytest.mark.parametrize(
     ("pairs", "alpha", "sizes"),
     [
-        (100, 1.0, [34] * 3), (100, 0.0, [17] * 6), (20, 1.0, [20]), (41, 1.0, [42]), (3, 1.0, [4]), (2, 0.0, [2]),
+        (100, 1.0, [34] * 3), (100, 0.0, [17] * 6), (20, 1.0, [20]), (41, 1.0, [42]), (9, 1.0, [10]),
+        (3, 1.0, [4]), (2, 0.0, [2]),
         (1_000, 1.0, [34] * 31), (64, 1.0, [32] * 2),
     ],
 )  # fmt: skip
@@ -69,10 +70,20 @@ def test_blocks_keep_neighbours_together_and_mix_them_within_the_batch():
     runs = np.split(np.sort(batch), np.flatnonzero(np.diff(np.sort(batch)) > 1) + 1)
     assert np.mean([len(run) for run in runs]) >= 50  # two blocks a batch are cut, neighbouring blocks join
     partners = np.abs(batch[:512] - batch[512:])
-    assert np.median(partners) > 64 and np.mean(np.diff(batch) == 1) == pytest.approx(15 / 16, abs=0.03)
+    assert np.median(partners) > 64
     assert set(np.sort(got.batch(0)) % 64) == set(range(64))
     begins = {int(np.sort(got.batch(epoch * got.steps))[0] % 64) for epoch in range(20)}
     assert len(begins) > 5  # where a block begins changes with the epoch
+
+
+@pytest.mark.parametrize("block", [1, 128])
+def test_captions_of_one_picture_do_not_become_one_mix(block):
+    """Five captions in a row share a picture: few mixed pictures of a batch may be the same, whatever the order."""
+    got = order(20_000, block, batch_size=2_048)
+    for step in range(3):
+        first, second = got.batch(step).reshape(2, -1) // 5
+        mixes = set(zip(first.tolist(), second.tolist(), strict=True))
+        assert len(mixes) > 0.99 * got.batch_size
 
 
 def test_partners_change_from_epoch_to_epoch():
@@ -89,3 +100,8 @@ def test_dropout_seeds_differ_by_everything_that_they_depend_on():
     seeds = [dropout_seed(*place) for place in places]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert seeds == [dropout_seed(*place) for place in places]
+
+
+def test_a_batch_of_one_contrasts_two_and_deals_every_pair_once():
+    got = order(100, batch_size=1)
+    assert (got.batch_size, got.steps * got.size) == (2, 100)

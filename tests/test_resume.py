@@ -176,20 +176,70 @@ def test_a_spoilt_checkpoint_costs_steps_not_the_fit(tmp_path, whole, monkeypatc
     assert older.suffix == ".safetensors"
 
 
-def test_a_diverged_fit_keeps_finite_checkpoints_only(tmp_path, monkeypatch):
+def poison(gradients, losses, at):
+    """Return `Trainer._backward` that spoils one step, after which nothing is a number."""
+    real = Trainer._backward
+
+    def backward(self, step, batch, parts):
+        loss = real(self, step, batch, parts)
+        if step == at and gradients:
+            next(self.adapters.parameters()).grad.flatten()[0] = float("inf")
+        return loss * float("nan") if step == at and losses else loss
+
+    return backward
+
+
+@pytest.mark.parametrize(("gradients", "losses"), [(True, False), (False, True)], ids=["gradients", "losses"])
+@pytest.mark.parametrize("at", [7, 11, 23])
+def test_a_diverged_fit_names_the_batch_and_keeps_finite_checkpoints_only(tmp_path, monkeypatch, gradients, losses, at):
+    """Also in the last step of an epoch, and in the last of all."""
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(fit, "SAVE_COST", 0.0)
-    real = Trainer.gradients
-    monkeypatch.setattr(
-        Trainer, "gradients", lambda self, step, batch: real(self, step, batch) * (float("nan") if step == 7 else 1)
-    )
-    with pytest.raises(DivergedError, match=r"became nan at step 8 \(epoch 2\) on a batch of 34 pairs") as stopped:
-        run(tmp_path)
+    monkeypatch.setattr(Trainer, "_backward", poison(gradients, losses, at))
+    named = rf"became nan at step {at + 1} \(epoch {at // 6 + 1}\) on a batch of 34 pairs"
+    with pytest.raises(DivergedError, match=named) as stopped:
+        run(tmp_path, val=None)
     tensors, record = checkpoint.read(tmp_path)
-    assert record["step"] == 7 and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    assert record["step"] == at and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     assert {name: len(ids) for name, ids in stopped.value.ids.items()} == {"x": 34, "y": 34}
     known = [set(TRAIN.items[name].ids) for name in ("x", "y")]
     assert set(stopped.value.ids["x"]) <= known[0] and set(stopped.value.ids["y"]) <= known[1]
+
+
+def test_other_validation_pairs_are_another_fit(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=send(signal.SIGINT, 3))
+    with pytest.raises(MismatchError, match="latents.val x"):
+        run(tmp_path, val=pairs(40, "val", seed=2))
+
+
+def test_a_signal_before_the_first_step_or_after_the_last_is_heard_as_well(tmp_path, whole, monkeypatch):
+    def stop(stage, done, total, note=""):
+        if stage == "check latents":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path, progress=stop)
+    assert left.value.code == 143
+    real = fit.Run.save
+
+    def save(self, folder):
+        real(self, folder)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(fit.Run, "save", save)  # the last checkpoint, after the last step
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path)
+    monkeypatch.undo()
+    assert left.value.code == 143 and checkpoint.read(tmp_path)[1]["step"] == 24
+    assert torch.equal(weights(run(tmp_path)), weights(whole[0]))
+
+
+def test_a_fit_that_is_done_is_not_done_again(tmp_path, whole):
+    run(tmp_path)
+    steps = []
+    again = run(tmp_path, progress=lambda stage, done, *_: steps.append(done) if stage == "fit" else None)
+    assert steps == [] and torch.equal(weights(again), weights(whole[0]))
 
 
 def test_the_journal_drops_a_torn_line_and_lines_of_lost_steps(tmp_path):

@@ -18,6 +18,7 @@ from fusemix.errors import StoreError
 HOST = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())
 # A leftover of another machine on a shared disk: nobody can see from here whether its writer lives.
 FOREIGN_LEFTOVER_SECONDS = 24 * 3600
+PIECE = 8 * 2**20  # bytes that are compared at a time
 
 
 def write(path: Path, content: bytes) -> None:
@@ -35,7 +36,7 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # A short or silent failure of the write shows here, before the name exists.
-        if temporary.read_bytes() != content:
+        if not _holds(temporary, content):
             raise OSError(errno.EIO, "what was read back differs from what was written; check the disk")
         temporary.replace(path)
         _sync_folder(path.parent)
@@ -44,6 +45,17 @@ def write(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):  # there is nothing to remove where nothing could be written
             temporary.unlink(missing_ok=True)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Compare a file piece by piece: a checkpoint can have gigabytes, and need not be in memory twice."""
+    view, done = memoryview(content), 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            if piece != view[done : done + len(piece)]:
+                return False
+            done += len(piece)
+    return done == len(content)
 
 
 def claim(folder: Path, format_: str, what: str) -> None:

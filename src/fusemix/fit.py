@@ -2,8 +2,10 @@
 
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ class Fitted:
         history: one record per epoch: epoch, step, loss, lr, temperature, and val where it was measured.
         best_epoch: the epoch whose weights were kept, from 1.
         notes: what is odd about the latents, in words.
+        earlier: seconds of the steps that were done before an interruption.
     """
 
     adapters: dict[str, Adapter]
@@ -44,6 +47,7 @@ class Fitted:
     history: list[dict[str, float]]
     best_epoch: int
     notes: list[str]
+    earlier: float
 
 
 def fit_adapters(
@@ -69,26 +73,44 @@ def fit_adapters(
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the state was written to `out`.
     """
     health = check_pairs(train)
-    if val is not None:
-        check_validation(train, val)
     notes = [note for found in health.values() for note in found.notes()]
-    progress("check latents", len(train), len(train), "; ".join(notes))
-    # The caller's random state is not ours to move.
-    with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-        Interrupts(out is not None) as interrupts,
-    ):
-        run = Run(train, val, config, device, health, interrupts)
+    if val is not None:
+        health |= {f"val {name}": found for name, found in check_validation(train, val).items()}
+    with Interrupts(out is not None) as interrupts:
         try:
-            if out is not None:
-                run.restore(out)
-            _train(run, out, progress, track)
-        finally:
-            run.feed.close()
+            # The caller's random state is not ours to move.
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                run = Run(train, val, config, device, health, interrupts)
+                _train_or_save(run, out, notes, progress, track)
+        except Interrupted as interrupted:
+            raise interrupted.leave() from None
     kept = run.keep_best()
     sides = [side.cpu().eval() for side in run.adapters.sides]
     adapters = dict(zip(train.modalities, sides, strict=True))
-    return Fitted(adapters, kept["temperature"], run.history, int(kept["epoch"]), notes)
+    return Fitted(adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.earlier)
+
+
+def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progress, track: Track | None) -> None:
+    """Train to the end; whatever comes between, what was learned is written to `out`."""
+    with run.interrupts.held():  # half a state must not be written over a whole one
+        if out is not None:
+            run.restore(out)
+    if not run.resident:
+        notes.append(f"latents do not fit the memory and are read from the disk, in blocks of {run.order.block} pairs")
+    progress("check latents", len(run.pairs), len(run.pairs), "; ".join(notes))
+    try:
+        # Several processes stop at the same step, or some would wait for the others for ever.
+        with run.interrupts.held() if run.world > 1 else nullcontext():
+            _train(run, out, progress, track)
+    except (Interrupted, RuntimeError) as stopped:  # under torchrun the death of another process is a RuntimeError
+        if out is not None and (isinstance(stopped, Interrupted) or run.world > 1):
+            run.save(out)
+        raise
+    finally:
+        run.feed.close()
+    if out is not None:
+        with run.interrupts.held():
+            run.save(out)  # what comes after the training can be interrupted, too
 
 
 def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast:
@@ -134,32 +156,29 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
     saved, cost, note = time.monotonic(), 0.0, ""
     run.adapters.train()
     meter.start(run.step)
-    try:
-        while not run.finished:
-            if run.place == steps:
-                record = run.end_epoch()
-                journal.write({**record, "seconds": round(run.seconds, 2), **meter.speed()})
-                meter.start(run.step)
-                continue
-            if run.step % LOG_STEPS == 0 and run.step > journal.step:
-                loss = {"loss": run.recent_loss(LOG_STEPS)}
-                journal.write({"step": run.step, "epoch": run.step / steps, **loss, **run.rates(), **meter.speed()})
-            run.take_step()
-            if run.step % every == 0 or run.place == steps:
-                note = _note(run, meter.speed())
-                run.seconds += meter.look(run.step)
-            progress("fit", run.step, steps * run.config.epochs, note)
-            if out is not None and time.monotonic() - saved > max(SAVE_SECONDS, SAVE_COST * cost):
-                began = time.monotonic()
-                with run.interrupts.held():
-                    run.save(out)
-                saved = time.monotonic()
-                cost = saved - began
-                meter.start(run.step)
-    except Interrupted as interrupted:
-        assert out is not None, "else nobody listens for signals"
-        run.save(out)
-        raise interrupted.leave() from None
+    while not run.finished:
+        if run.place == steps:
+            record = run.end_epoch()
+            journal.write({**record, "seconds": round(run.seconds, 2), **meter.speed()})
+            meter.start(run.step)
+            continue
+        if run.step % LOG_STEPS == 0 and run.step > journal.step:
+            loss = {"loss": run.recent_loss(LOG_STEPS)}
+            journal.write({"step": run.step, "epoch": run.step / steps, **loss, **run.rates(), **meter.speed()})
+        if run.world > 1 and run.step % every == 0 and run.agree(run.interrupts.came is not None):
+            raise Interrupted(run.interrupts.came or SIGTERM)
+        run.take_step()
+        if run.step % every == 0 or run.place == steps:
+            note = _note(run, meter.speed())
+            run.seconds += meter.look(run.step)
+        progress("fit", run.step, steps * run.config.epochs, note)
+        if out is not None and time.monotonic() - saved > max(SAVE_SECONDS, SAVE_COST * cost):
+            began = time.monotonic()
+            with run.interrupts.held():
+                run.save(out)
+            saved = time.monotonic()
+            cost = saved - began
+            meter.start(run.step)
 
 
 def _note(run: Run, speed: dict[str, float]) -> str:

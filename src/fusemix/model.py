@@ -197,7 +197,7 @@ class FuseMix:
             "best_epoch": fitted.best_epoch,
             "temperature": fitted.temperature,
             "parameters": sum(p.numel() for adapter in fitted.adapters.values() for p in adapter.parameters()),
-            "seconds": round(time.perf_counter() - started, 1),
+            "seconds": round(time.perf_counter() - started + fitted.earlier, 1),
             "notes": fitted.notes,
         }
         if folder is not None and ranks()[0] == 0 and find_spec("matplotlib") is not None:

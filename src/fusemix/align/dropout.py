@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LEVELS = 2**16  # of the probability: it is rounded to 1 / 65,536
+LEVELS = 2**16  # of the probability: it is rounded to 1 / 65,536, and never to none or all
 
 
 class Dropout(nn.Module):
@@ -39,14 +39,8 @@ class Dropout(nn.Module):
 
 
 def cpu_mask(shape: tuple[int, ...], p: float, dtype: torch.dtype) -> Tensor:
-    """Return zeros with probability p, and 1 / (share that is kept) else.
-
-    Raises:
-        ValueError: p is so near to 1 that nothing would be kept.
-    """
-    kept = round((1 - p) * LEVELS)
-    if kept == 0:
-        raise ValueError(f"dropout of {p} keeps nothing")
+    """Return zeros with probability p, and 1 / (share that is kept) else."""
+    kept = min(max(round((1 - p) * LEVELS), 1), LEVELS - 1)
     seed = int(torch.randint(2**63 - 1, ()))
     count = int(np.prod(shape))
     words = np.random.SFC64(seed).random_raw(-(-count // 4))

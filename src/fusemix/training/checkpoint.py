@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -81,5 +82,5 @@ def _files(folder: Path) -> list[Path]:
 def _digest(header: str, tensors: dict[str, Tensor]) -> str:
     digest = sha256(header.encode())
     for tensor in tensors.values():
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 Either way a step asks for its pairs by number and gets them mixed; no latent is ever touched one by one in Python.
 """
 
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -46,7 +47,8 @@ def fits(train: Latents, device: torch.device) -> bool:
     there = all(train.items[name].rows.resident for name in train.modalities)
     if device.type == "cuda":
         return need <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
-    return there or need <= SHARE_OF_RAM * free_memory()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine, each with its own copy
+    return there or need * processes <= SHARE_OF_RAM * free_memory()
 
 
 def free_memory() -> int:
@@ -58,12 +60,16 @@ def free_memory() -> int:
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
+        lines = (group / "memory.stat").read_text().splitlines()
+        cache = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        free = min(free, limit - used + cache)  # of files that were read; it goes when memory is wanted
     return free
 
 
-def open_feed(train: Latents, order: Order, device: torch.device, rank: int, world: int) -> Feed:
-    """Choose the way by the memory at hand.
+def open_feed(
+    train: Latents, order: Order, device: torch.device, rank: int = 0, world: int = 1, resident: bool = True
+) -> Feed:
+    """Open the way.
 
     Args:
         train: two modalities.
@@ -71,8 +77,9 @@ def open_feed(train: Latents, order: Order, device: torch.device, rank: int, wor
         device: where the adapters are.
         rank: of this process among `world`; each mixes its share of the batch.
         world: number of processes.
+        resident: the latents fit, see `fits`.
     """
-    kind = Resident if fits(train, device) else Streamed
+    kind = Resident if resident else Streamed
     return kind(train, order, device, rank, world)
 
 
@@ -96,15 +103,18 @@ class _Shares:
 
 
 class Resident(_Shares):
-    """All latents lie on the device; a step gathers and mixes."""
+    """All latents lie on the device; a step gathers and mixes. A thread draws the order of the next epoch."""
 
     def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
         super().__init__(train, order, device, rank, world)
-        self.tensors = [latents.whole().to(device) for latents in self.latents]
+        self.tensors = [_bring(latents, device) for latents in self.latents]
         self.places = [torch.tensor(rows, device=device) for rows in self.rows]
+        self.drawer = ThreadPoolExecutor(1, "fusemix-order")
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Gather and mix."""
+        if step % self.order.steps == 0:
+            self.drawer.submit(self.order.batch, step + self.order.steps)
         parents = [torch.from_numpy(rows).to(self.device, non_blocking=True) for rows in self.parents(step)]
         lam = self.order.lam(step)
         x, y = (
@@ -114,7 +124,8 @@ class Resident(_Shares):
         return x, y
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End the thread."""
+        self.drawer.shutdown(cancel_futures=True)
 
 
 class Streamed(_Shares):
@@ -133,7 +144,7 @@ class Streamed(_Shares):
         self.ahead = step + 1, self.reader.submit(self._read, step + 1)
         lam = self.order.lam(step)
         x, y = (
-            _mix(latents, list(torch.arange(len(latents), device=self.device).split(len(out))), lam, out)
+            _mix(latents, list(torch.split(torch.arange(len(latents), device=self.device), len(out))), lam, out)
             for latents, out in zip(loaded, self.mixed, strict=True)
         )
         return x, y
@@ -149,6 +160,18 @@ class Streamed(_Shares):
     def close(self) -> None:
         """End the thread."""
         self.reader.shutdown(cancel_futures=True)
+
+
+def _bring(latents: LatentRows, device: torch.device) -> Tensor:
+    """Bring all rows to the device, block by block: the machine's own memory may be smaller than its GPU's."""
+    if device.type == "cpu":
+        return latents.whole()
+    there = torch.empty(latents.shape, dtype=latents.dtype, device=device)
+    done = 0
+    for block in latents.blocks():
+        there[done : done + len(block)].copy_(block)
+        done += len(block)
+    return there
 
 
 def _read_rows(latents: LatentRows, rows: NDArray[np.int64]) -> Tensor:

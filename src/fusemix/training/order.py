@@ -44,7 +44,7 @@ class Order:
         A batch never loads more pairs than there are, but at least two are contrasted.
         """
         halves = 2 if config.alpha > 0 else 1
-        steps = max(1, int(pairs / (config.batch_size * halves) + 0.5))
+        steps = max(1, int(pairs / (max(2, config.batch_size) * halves) + 0.5))
         size = max(2, -(-pairs // (steps * halves))) * halves
         return cls(pairs, size, steps, config.alpha, config.seed, block)
 
@@ -63,8 +63,12 @@ class Order:
         if self.block == 1:
             return _shuffled(self.seed, epoch, self.pairs)[places]
         rows = _shuffled_blocks(self.seed, epoch, self.pairs, self.block)[places]
-        # Neighbours must not meet the same neighbours for ever. But memory, too, is read faster in runs.
-        return rows[_in_runs(_stream(self.seed, _BATCH, step), len(rows), RUN)]
+        # Neighbours are often captions of one picture: mixed with neighbours they would be as good as one pair, twice.
+        # So each of a run (memory, too, is read faster in runs) meets a partner of its own.
+        rng = _stream(self.seed, _BATCH, step)
+        rows = rows[_in_runs(rng, len(rows), RUN)]
+        rows[self.batch_size :] = rng.permutation(rows[self.batch_size :])
+        return rows
 
     def lam(self, step: int) -> float:
         """Draw the one lam of a step, in [0, 1]; 1 without mixing."""

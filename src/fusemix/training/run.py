@@ -39,17 +39,28 @@ class Run:
         history: one record per finished epoch: epoch, step, loss, lr, temperature, and val where it was measured.
         best: the record with the best validation; None without validation pairs.
         best_weights: of the adapters then.
-        seconds: that the steps took.
+        seconds: that the steps took; `earlier` of them before an interruption.
+        resident: the latents lie on the device, or in memory.
     """
 
     def __init__(
         self, train: Latents, val: Latents | None, config: FitConfig, device: torch.device,
         health: dict[str, Health], interrupts: Interrupts,
     ) -> None:  # fmt: skip
+        """Begin.
+
+        Args:
+            train: two modalities.
+            val: the same two, or None.
+            config: all settings.
+            device: where to train.
+            health: of the latents, by modality; under "val NAME" those of validation.
+            interrupts: hold back signals while the state changes.
+        """
         self.pairs, self.config, self.interrupts = train, config, interrupts
-        self.held_out = Sides.of(val, train.modalities, device) if val is not None else None
+        self.val = Sides.of(val, train.modalities, device) if val is not None else None
         self.rank, self.world = ranks()
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.earlier = 0, 0.0, 0.0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -60,10 +71,11 @@ class Run:
                 side.standardize(health[name].mean, health[name].deviation)
         group = distributed.group.WORLD if self.world > 1 else None
         self.trainer = Trainer(adapters.to(device), config, device, self.rank, group)
-        self.order = Order.of(len(train), config, 1 if self._all(fits(train, device)) else BLOCK)
+        self.resident = self.agree(fits(train, device), distributed.ReduceOp.MIN)
+        self.order = Order.of(len(train), config, 1 if self.resident else BLOCK)
         self.losses = torch.zeros(self.order.steps, device=device)
         self.identity = _identity(train, val, config, health)
-        self.feed = open_feed(train, self.order, device, self.rank, self.world)
+        self.feed = open_feed(train, self.order, device, self.rank, self.world, self.resident)
 
     @property
     def adapters(self) -> Adapters:
@@ -97,8 +109,8 @@ class Run:
         epoch = len(self.history) + 1
         record = {"epoch": epoch, "step": self.step, "loss": self.recent_loss(self.order.steps), **self.rates()}
         every = -(-self.config.epochs // MAX_VALIDATIONS)
-        if self.held_out is not None and (epoch % every == 0 or epoch == self.config.epochs):
-            record["val"] = validate(self.adapters, self.held_out)
+        if self.val is not None and (epoch % every == 0 or epoch == self.config.epochs):
+            record["val"] = validate(self.adapters, self.val)
         with self.interrupts.held():
             self.history.append(record)
             self.losses.zero_()
@@ -199,19 +211,20 @@ class Run:
         self.trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.losses.copy_(tensors["losses"])
         self.step, self.history, self.best = record["step"], record["history"], record["best"]
-        self.seconds = record["seconds"]
+        self.seconds = self.earlier = record["seconds"]
         self.trainer.piece, self.trainer.recompute = record["piece"], record["recompute"]
         if record["block"] != self.order.block:  # more or less memory than before must not change the order
             self.feed.close()
             self.order = Order.of(len(self.pairs), self.config, record["block"])
-            self.feed = open_feed(self.pairs, self.order, self.losses.device, self.rank, self.world)
+            device = self.losses.device
+            self.feed = open_feed(self.pairs, self.order, device, self.rank, self.world, self.resident)
 
-    def _all(self, here: bool) -> bool:
-        """Tell whether something holds for every process."""
+    def agree(self, here: bool, how: Any = distributed.ReduceOp.MAX) -> bool:
+        """Tell whether something holds for any process, or, with MIN, for every one."""
         if self.world == 1:
             return here
         answer = torch.tensor(int(here))
-        distributed.all_reduce(answer, distributed.ReduceOp.MIN)
+        distributed.all_reduce(answer, how)
         return bool(answer)
 
 

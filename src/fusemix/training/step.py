@@ -1,7 +1,10 @@
 """One step of a fit: embed the batch piece by piece, one exact loss over all of it, then AdamW."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from shutil import which
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -14,9 +17,10 @@ from fusemix.training.device import choose_precision
 from fusemix.training.forecast import step_flops
 from fusemix.training.order import dropout_seed
 
+T = TypeVar("T")
 TEMPERATURES = (0.001, 0.5)
 # Of a piece of a batch on a CPU: a signal is heard between pieces, so that even the largest step is left in seconds.
-PIECE_FLOPS = 5e11
+PIECE_FLOPS = 3e11
 SMALLEST_PIECE = 16
 
 
@@ -60,15 +64,17 @@ class Trainer:
             self.piece = config.batch_size * 2
             # Fuses normalisation, GELU and dropout, which a GPU would otherwise carry through its memory one by one.
             # On a CPU it is slower than eager (docs/performance.md).
-            self._embed_side = [torch.compile(side) for side in adapters.sides]
+            self._compiled = [torch.compile(side) if _can_compile() else side for side in adapters.sides]
         else:
-            self._embed_side = list(adapters.sides)
+            self._compiled = list(adapters.sides)
         self.recompute = False
+        self.full = ""  # what the last allocation said that failed
 
     def gradients(self, step: int, batch: Sequence[Tensor]) -> Tensor:
-        """Leave the gradients of one step; return its loss, a scalar on the device.
+        """Leave the gradients of one step; return its loss, a scalar on the device, NaN if any gradient is.
 
-        A full memory shrinks the pieces, never the batch: the negatives of a contrastive loss are its substance.
+        A full memory shrinks the pieces, never the batch: the negatives of a contrastive loss are its substance. Among
+        several processes all shrink if one must.
 
         Args:
             step: its number; the dropout follows from it.
@@ -78,19 +84,20 @@ class Trainer:
             FusemixError: not even the smallest piece fits.
         """
         while True:
-            try:
-                loss = self._gradients(step, batch)
-                break
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or self.group is not None:
-                    raise
-                reason = (str(error) or type(error).__name__).splitlines()[0]
-            # Outside of the handler, whose traceback still holds the tensors.
-            self._shrink(len(batch[0]), reason)
-        if self.group is not None:
-            for parameter in self.adapters.parameters():
-                distributed.all_reduce(parameter.grad, group=self.group)
-        return loss
+            self.optimizer.zero_grad()
+            embed = partial(self._embed_all, step, batch)
+            parts = self._unless_full(embed)
+            if parts is not None:
+                loss = self._unless_full(partial(self._backward, step, batch, parts))
+                if loss is not None:
+                    break
+            parts = None  # lets go of the activations
+            self._shrink(len(batch[0]))
+        gradients = [p.grad for p in self.adapters.parameters() if p.grad is not None]
+        if self.group is not None:  # not before all have theirs: a full memory on one would leave the others waiting
+            for travelling in [distributed.all_reduce(g, group=self.group, async_op=True) for g in gradients]:
+                travelling.wait()
+        return loss + 0 * nn.utils.get_total_norm(gradients)
 
     def update(self, lr: float) -> None:
         """Follow the gradients."""
@@ -100,36 +107,58 @@ class Trainer:
         with torch.no_grad():
             self.adapters.temperature.clamp_(*TEMPERATURES)
 
-    def _gradients(self, step: int, batch: Sequence[Tensor]) -> Tensor:
-        self.optimizer.zero_grad()
-        pieces = [torch.split(latents, self.piece) for latents in batch]
+    def _embed_all(self, step: int, batch: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Embed both sides piece by piece."""
         with torch.set_grad_enabled(not self.recompute), self._autocast():
-            parts = [
-                [self._embed(step, side, place, piece) for place, piece in enumerate(cut)]
-                for side, cut in enumerate(pieces)
+            return [
+                [self._embed(step, side, place, piece) for place, piece in enumerate(torch.split(latents, self.piece))]
+                for side, latents in enumerate(batch)
             ]
-        embedded = [torch.cat(part).detach().requires_grad_() for part in parts]
+
+    def _backward(self, step: int, batch: Sequence[Tensor], parts: list[list[Tensor]]) -> Tensor:
+        """Take the loss of the whole batch and bring its gradient back through every piece."""
+        # A GPU multiplies the embeddings, too, in its own precision; sums are float32 all the same.
+        dtype = self.precision if self.device.type == "cuda" else torch.float32
+        embedded = [torch.cat(part).detach().to(dtype).requires_grad_() for part in parts]
         loss = info_nce(embedded[0], embedded[1], self.adapters.temperature, group=self.group)
         loss.backward()  # type: ignore[no-untyped-call]
         for side, whole in enumerate(embedded):
             assert whole.grad is not None
-            for place, gradient in enumerate(torch.split(whole.grad, self.piece)):
+            pieces = torch.split(batch[side], self.piece)
+            for place, gradient in enumerate(torch.split(whole.grad.float(), self.piece)):
                 if self.recompute:
                     with self._autocast():
-                        parts[side][place] = self._embed(step, side, place, pieces[side][place])
+                        parts[side][place] = self._embed(step, side, place, pieces[place])
                 parts[side][place].backward(gradient)  # type: ignore[no-untyped-call]
                 parts[side][place] = gradient  # lets go of the activations
         return loss.detach()
 
     def _embed(self, step: int, side: int, place: int, piece: Tensor) -> Tensor:
         torch.manual_seed(dropout_seed(self.config.seed, step, self.rank, side, place))
-        embedded: Tensor = self._embed_side[side](piece)
+        # Compiled with and without gradients an adapter could draw other masks.
+        adapter = self.adapters.sides[side] if self.recompute else self._compiled[side]
+        embedded: Tensor = adapter(piece)
         return embedded
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
-    def _shrink(self, rows: int, reason: str) -> None:
+    def _unless_full(self, work: Callable[[], T]) -> T | None:
+        """Do something; None if the memory of this process, or of another one, is too small for it."""
+        result = None
+        try:
+            result = work()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            self.full = (str(error) or type(error).__name__).splitlines()[0]
+        if self.group is None:
+            return result
+        answer = torch.tensor(int(result is not None))
+        distributed.all_reduce(answer, distributed.ReduceOp.MIN, group=self.group)
+        return result if bool(answer) else None
+
+    def _shrink(self, rows: int) -> None:
         """Hold fewer activations at a time."""
         self.optimizer.zero_grad()
         if self.device.type == "cuda":
@@ -138,9 +167,14 @@ class Trainer:
         self.recompute = True
         if self.piece < SMALLEST_PIECE:
             raise FusemixError(
-                f"a step on {rows:,} pairs does not fit the memory, not even in pieces of {2 * self.piece} ({reason}); "
-                f"lower batch_size (now {self.config.batch_size:,}), dim or depth"
+                f"a step on {rows:,} pairs does not fit the memory, not even in pieces of {2 * self.piece} "
+                f"({self.full}); lower batch_size (now {self.config.batch_size:,}), dim or depth"
             )
+
+
+def _can_compile() -> bool:
+    """Tell whether torch.compile has what it needs for a GPU: Triton, and a C compiler that builds its launchers."""
+    return find_spec("triton") is not None and any(which(name) for name in ("cc", "gcc", "clang"))
 
 
 def _out_of_memory(error: Exception) -> bool:
