@@ -4,9 +4,9 @@ Either way a step asks for its pairs by number and gets them mixed; no latent is
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,8 +42,9 @@ def fits(train: Latents, device: torch.device) -> bool:
     Latents that are one mapped file stay in the page cache of the operating system; those of several shards are
     gathered.
     """
-    need = sum(train.items[name].rows.nbytes for name in train.modalities)
-    there = all(train.items[name].rows.resident for name in train.modalities)
+    sides = [train.items[name].rows for name in train.modalities]
+    need = sum(rows.nbytes for rows in sides if device.type == "cpu" or rows.device.type != device.type)
+    there = all(rows.resident for rows in sides)
     if device.type == "cuda":
         return need <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
     return there or need <= SHARE_OF_RAM * free_memory()
@@ -100,12 +101,20 @@ class Resident(_Shares):
 
     def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
         super().__init__(train, order, device, rank, world)
-        self.tensors = [latents.whole().to(device) for latents in self.latents]
+        self.tensors = [_bring(latents, device) for latents in self.latents]
         self.places = [torch.tensor(rows, device=device) for rows in self.rows]
+        # The order of millions of pairs takes longer to draw than a GPU takes for a step: a thread does it ahead.
+        self.early = ThreadPoolExecutor(1, "fusemix-order") if device.type == "cuda" else None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Gather and mix."""
-        parents = [torch.from_numpy(rows).to(self.device, non_blocking=True) for rows in self.parents(step)]
+        epoch, place = divmod(step, self.order.steps)
+        if self.early is not None and place == 0:
+            self.early.submit(self.order.deal, epoch + 1)
+        numbers = torch.from_numpy(np.stack(self.parents(step)))
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory()  # else the copy would wait until the GPU has done all it was told
+        parents = list(numbers.to(self.device, non_blocking=True))
         lam = self.order.lam(step)
         x, y = (
             _mix(latents, [places[rows] for rows in parents], lam, out)
@@ -114,7 +123,9 @@ class Resident(_Shares):
         return x, y
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End the thread, if there is one."""
+        if self.early is not None:
+            self.early.shutdown(cancel_futures=True)
 
 
 class Streamed(_Shares):
@@ -123,6 +134,9 @@ class Streamed(_Shares):
     def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
         super().__init__(train, order, device, rank, world)
         self.reader = ThreadPoolExecutor(1, "fusemix-read")
+        # Copies wait for what their stream was told before: on one of their own they run beside the step. It also says
+        # which GPU is meant, which a new thread does not know.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.ahead: tuple[int, Future[list[Tensor]]] | None = None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -131,9 +145,12 @@ class Streamed(_Shares):
             self.ahead = step, self.reader.submit(self._read, step)
         loaded = self.ahead[1].result()
         self.ahead = step + 1, self.reader.submit(self._read, step + 1)
+        if self.stream is not None:
+            for latents in loaded:  # their memory is not given away before this step has used it
+                latents.record_stream(torch.cuda.current_stream(self.device))
         lam = self.order.lam(step)
         x, y = (
-            _mix(latents, list(torch.arange(len(latents), device=self.device).split(len(out))), lam, out)
+            _mix(latents, list(torch.split(torch.arange(len(latents), device=self.device), len(out))), lam, out)
             for latents, out in zip(loaded, self.mixed, strict=True)
         )
         return x, y
@@ -141,18 +158,35 @@ class Streamed(_Shares):
     def _read(self, step: int) -> list[Tensor]:
         """Read the latents of a step: for each side (b, D) or, with mixing, (2b, D), as stored."""
         pairs = np.concatenate(self.parents(step))
-        return [
-            _read_rows(latents, rows[pairs]).to(self.device)
-            for latents, rows in zip(self.latents, self.rows, strict=True)
-        ]
+        aside: Any = nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        with aside:
+            found = [
+                _read_rows(latents, rows[pairs], self.stream is not None).to(self.device, non_blocking=True)
+                for latents, rows in zip(self.latents, self.rows, strict=True)
+            ]
+        if self.stream is not None:
+            self.stream.synchronize()
+        return found
 
     def close(self) -> None:
         """End the thread."""
         self.reader.shutdown(cancel_futures=True)
 
 
-def _read_rows(latents: LatentRows, rows: NDArray[np.int64]) -> Tensor:
-    out = torch.empty(len(rows), latents.shape[1], dtype=latents.dtype)
+def _bring(latents: LatentRows, device: torch.device) -> Tensor:
+    """Return all rows on the device; on their way to a GPU they are never gathered in the memory of the CPU."""
+    if device.type == latents.device.type:
+        return latents.whole().to(device)
+    out = torch.empty(latents.shape, dtype=latents.dtype, device=device)
+    start = 0
+    for block in latents.blocks():
+        out[start : start + len(block)] = block
+        start += len(block)
+    return out
+
+
+def _read_rows(latents: LatentRows, rows: NDArray[np.int64], pinned: bool) -> Tensor:
+    out = torch.empty(len(rows), latents.shape[1], dtype=latents.dtype, pin_memory=pinned)
     latents.read(rows, out)
     return out
 

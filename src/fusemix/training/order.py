@@ -60,11 +60,17 @@ class Order:
         """
         epoch, place = divmod(step, self.steps)
         places = np.arange(place * self.size, (place + 1) * self.size) % self.pairs
+        rows = self.deal(epoch)[places]
         if self.block == 1:
-            return _shuffled(self.seed, epoch, self.pairs)[places]
-        rows = _shuffled_blocks(self.seed, epoch, self.pairs, self.block)[places]
+            return rows
         # Neighbours must not meet the same neighbours for ever. But memory, too, is read faster in runs.
         return rows[_in_runs(_stream(self.seed, _BATCH, step), len(rows), RUN)]
+
+    def deal(self, epoch: int) -> NDArray[np.int64]:
+        """Return all pairs in the order of an epoch, counted from 0: (N,). The last two that were drawn are kept."""
+        if self.block == 1:
+            return _shuffled(self.seed, epoch, self.pairs)
+        return _shuffled_blocks(self.seed, epoch, self.pairs, self.block)
 
     def lam(self, step: int) -> float:
         """Draw the one lam of a step, in [0, 1]; 1 without mixing."""
