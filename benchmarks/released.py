@@ -159,7 +159,7 @@ def fit(
     best: tuple[float, dict[str, Tensor]] = (-1.0, {})
     for epoch in range(config.epochs):
         model.train()
-        losses = list(_epoch(model, optimizer, batches, config, epoch))
+        losses = list(epoch_steps(model, optimizer, batches, config, epoch))
         record = {"epoch": epoch + 1.0, "loss": float(torch.stack(losses).mean())}
         record["lr"] = learning_rate(config, epoch, len(losses) - 1)
         history.append(record)
@@ -172,13 +172,14 @@ def fit(
     return model.eval(), history
 
 
-def _epoch(
+def epoch_steps(
     model: Model,
     optimizer: torch.optim.Optimizer,
     batches: DataLoader[tuple[Tensor, Tensor]],
     config: FitConfig,
     epoch: int,
 ) -> Iterator[Tensor]:
+    """Take the steps of an epoch, counted from 0; yield their losses."""
     for step, (x, y) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, epoch, step)

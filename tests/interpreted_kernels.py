@@ -47,7 +47,8 @@ CASES = [  # rows of x, rows of y, dim, offset of the diagonal
 @pytest.mark.parametrize("safe", [False, True])
 @pytest.mark.parametrize(("b", "B", "dim", "offset"), CASES)
 def test_both_passes_equal_the_eager_ones(monkeypatch, b, B, dim, offset, safe, dtype):
-    monkeypatch.setattr(kernels, "CHUNK", 128)  # several chunks, and a ragged last one
+    for name in ("CHUNK", "SUMS_CHUNK"):
+        monkeypatch.setattr(kernels, name, 128)  # several chunks, and a ragged last one
     x, y = rows(b, dim, dtype, 0), rows(B, dim, dtype, 1)
     scale = 300.0 if safe else 14.0
     expected = tiles.log_sums(x.double(), y.double(), scale, offset, safe)
@@ -98,3 +99,16 @@ def test_gather_mix_equals_mix(lam, dtype, dim):
     torch.testing.assert_close(out, expected, rtol=3e-7, atol=3e-7)
     half = kernels.gather_mix(latents, first, second, lam, torch.empty(33, dim, dtype=torch.bfloat16))
     torch.testing.assert_close(half.float(), expected, rtol=8e-3, atol=1e-6)
+
+
+def test_chunks_are_equal_and_weights_are_aligned(monkeypatch):
+    lengths = [part.stop - part.start for part in kernels._chunks(20_492, 4096)]
+    assert sum(lengths) == 20_492 and max(lengths) <= 4096 and max(lengths) - min(lengths) < 6 * kernels.TILE
+    assert list(kernels._chunks(0, 4096)) == []
+    seen = []
+    plain = kernels._product
+    monkeypatch.setattr(kernels, "_product", lambda a, b: (seen.append(max(a.stride())), plain(a, b))[1])
+    x, y = rows(70, 8, torch.float32, 0), rows(70, 8, torch.float32, 1)
+    totals = torch.zeros(70, dtype=torch.float64), torch.zeros(70, dtype=torch.float64)
+    kernels.add_gradients(x, y, 14.0, 0, False, totals, (torch.zeros(70, 8), torch.zeros(70, 8)), [])
+    assert seen and all(stride % kernels.ALIGN == 0 for stride in seen)

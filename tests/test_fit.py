@@ -307,7 +307,50 @@ def test_compiled_adapters_are_the_same_adapters(monkeypatch):
     plain = Trainer(adapters, config, CPU)
     expected = [plain.gradients(0, batch), *(p.grad.clone() for p in adapters.parameters())]
     compiled = Trainer(adapters, config, CPU)
-    compiled._compiled = [torch.compile(side, backend="aot_eager") for side in adapters.sides]
+    compiled.forwards = [torch.compile(side, backend="aot_eager") for side in adapters.sides]
     got = [compiled.gradients(0, batch), *(p.grad for p in adapters.parameters())]
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_in_half_precision_gives_nearly_the_same_gradients():
+    """What CUDA does: the embeddings enter the loss in bfloat16, and the gradient goes on in float32."""
+    config = small(dropout=0.0, input_dropout=0.0, precision="float32")
+    torch.manual_seed(0)
+    adapters = Adapters([20, 16], config)
+    batch = torch.randn(32, 20), torch.randn(32, 16)
+    trainer, found = Trainer(adapters, config, CPU), []
+    for precision in (torch.float32, torch.bfloat16):
+        trainer.loss_precision = precision
+        loss = trainer.gradients(0, batch)
+        assert loss.dtype == torch.float32
+        found.append(torch.cat([loss.flatten(), *(p.grad.flatten() for p in adapters.parameters())]))
+    assert 0 < (found[1] - found[0]).norm() < 0.02 * found[0].norm()
+
+
+def test_only_a_long_fit_on_a_gpu_is_compiled(monkeypatch):
+    from fusemix.training import step
+
+    monkeypatch.setattr(step, "runs_triton", lambda device: True)
+    assert step.compiling_pays(1e18, torch.device("cuda"))
+    assert not step.compiling_pays(1e12, torch.device("cuda"))
+    assert not step.compiling_pays(1e18, CPU)
+
+
+def test_pieces_that_are_embedded_twice_are_not_compiled():
+    config = small(precision="float32")
+    trainer = Trainer(Adapters([20, 16], config), config, CPU)
+    trainer.forwards = [None, None]
+    trainer.recompute = True
+    assert trainer.gradients(0, (torch.randn(8, 20), torch.randn(8, 16))).isfinite()
+
+
+def test_rows_of_several_parts_reach_another_device_block_by_block():
+    """The meta device stands for a GPU: shapes only."""
+    from fusemix.data.rows import LatentRows
+    from fusemix.training import feed
+
+    latents = LatentRows([torch.randn(5, 3).half(), torch.randn(9000, 3).half()])
+    brought = feed._bring(latents, torch.device("meta"))
+    assert brought.shape == (9005, 3) and brought.dtype == torch.float16 and brought.device.type == "meta"
+    assert latents._whole is None, "nothing is gathered in memory"

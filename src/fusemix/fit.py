@@ -20,7 +20,7 @@ from fusemix.training.interrupt import Interrupted, Interrupts
 from fusemix.training.journal import Journal, Meter, Track
 from fusemix.training.order import Order
 from fusemix.training.run import Run
-from fusemix.training.step import Adapters, Trainer
+from fusemix.training.step import Adapters, Trainer, compiling_pays
 
 SAVE_SECONDS = 60.0  # between checkpoints at least
 SAVE_COST = 20.0  # and at least so many times what one takes
@@ -123,8 +123,9 @@ def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast
     order = Order.of(len(train), config)
     dims = [train.items[name].rows.shape[1] for name in train.modalities]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trainer = Trainer(Adapters(dims, config).to(device), config, device)
         flops = step_flops(config, dims, order.batch_size)
+        compiled = compiling_pays(flops * order.steps * config.epochs, device)
+        trainer = Trainer(Adapters(dims, config).to(device), config, device, compiled=compiled)
         rows = max(2, min(order.batch_size, int(order.batch_size * TRIAL_FLOPS / flops)))
         batch = [torch.randn(rows, dim, device=device) for dim in dims]
         times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up

@@ -3,23 +3,28 @@
 Same functions as in `tiles`, which is their oracle and takes over where Triton is missing. Nothing imports this module
 before rows lie on a GPU. The forward kernel multiplies, and its epilogue writes only sums over the rows and columns of
 its tile: no logit reaches memory, and no atomic makes two runs differ. The backward kernel multiplies again and writes
-the weights of a chunk of rows, (CHUNK, B); the two products with them are cuBLAS's job.
+the weights of a chunk of rows, (CHUNK, B); the two products with them are cuBLAS's job. Rows of weights begin at
+multiples of ALIGN numbers, whatever B is: cuBLAS has its fast products for rows that begin at multiples of 16 bytes.
 
 Checked: every result under Triton's interpreter, and that all variants compile for sm_80 and sm_90 (bfloat16 to the
-tensor cores' own instructions). Not yet timed on a GPU: TILE, STEP, GROUP and CHUNK are first guesses.
+tensor cores' own instructions). Not yet timed on a GPU: TILE, STEP, GROUP, CHUNK and SUMS_CHUNK are first guesses.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
 from fusemix.align.tiles import in_base_2
 
 CHUNK = 4096  # rows of weights in memory at once: their bytes are CHUNK / S times those of y
+SUMS_CHUNK = 65_536  # rows whose sums over tiles are in memory at once, half as much
+ALIGN = 64
 TILE = 128
 GROUP = 8  # tiles of rows that run through the columns together, so that both stay in the cache
 
@@ -84,7 +89,7 @@ def _sums_kernel(  # type: ignore[no-untyped-def] # noqa: ANN202
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _weights_kernel(  # type: ignore[no-untyped-def] # noqa: ANN202
-    x, y, of_rows, of_columns, weights, rows, columns, offset, alpha,  # noqa: ANN001
+    x, y, of_rows, of_columns, weights, rows, columns, offset, alpha, stride,  # noqa: ANN001
     width: tl.constexpr, SAFE: tl.constexpr,
     PRECISION: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
@@ -94,7 +99,7 @@ def _weights_kernel(  # type: ignore[no-untyped-def] # noqa: ANN202
     a = tl.load(of_rows + row, mask=row < rows, other=0.0)[:, None]
     b = tl.load(of_columns + column, mask=column < columns, other=0.0)[None, :]
     weight = tl.exp2(logits - a) + tl.exp2(logits - b) if SAFE else tl.exp2(logits) * (a + b)
-    at = weights + row.to(tl.int64)[:, None] * columns + column[None, :]
+    at = weights + row.to(tl.int64)[:, None] * stride + column[None, :]
     tl.store(at, weight.to(weights.dtype.element_ty), mask=(row[:, None] < rows) & (column[None, :] < columns))
 
 
@@ -126,15 +131,14 @@ def log_sums(
     across = triton.cdiv(len(y), TILE)
     rows, matching = (x.new_empty(len(x), dtype=torch.float64) for _ in range(2))
     columns = x.new_full((len(y),), -math.inf, dtype=torch.float64)
-    for start in range(0, len(x), CHUNK):
-        chunk = x[start : start + CHUNK]
-        here = slice(start, start + len(chunk))
+    for here in _chunks(len(x), SUMS_CHUNK):
+        chunk = x[here]
         # Parts rather than atomics: the same bits every time, and the last sum is in float64.
         row_parts = x.new_empty(across, len(chunk), dtype=torch.float32)
         column_parts = x.new_empty(triton.cdiv(len(chunk), TILE), len(y), dtype=torch.float32)
         own = x.new_empty(len(chunk), dtype=torch.float32)
         places = row_parts, column_parts, own
-        _launch(_sums_kernel, chunk, y, places, offset + start, alpha, safe)
+        _launch(_sums_kernel, chunk, y, places, offset + here.start, alpha, safe)
         rows[here], matching[here] = _log2_total(row_parts, safe), own
         columns = torch.logaddexp2(columns, _log2_total(column_parts, safe))
     return rows * unit, columns * unit, matching * unit, []
@@ -153,13 +157,15 @@ def add_gradients(
     """`tiles.add_gradients` for operands in bfloat16 or float32; the gradients are float32."""
     alpha, unit = in_base_2(scale, torch.float32)
     a, b = ((total / unit if safe else (-total / unit).exp2()).float() for total in totals)
-    for start in range(0, len(x), CHUNK):
-        chunk = x[start : start + CHUNK]
-        here = slice(start, start + len(chunk))
-        weights = x.new_empty(len(chunk), len(y))
-        _launch(_weights_kernel, chunk, y, (a[here], b, weights), offset + start, alpha, safe)
-        gradients[0][here] += _product(weights, y)
-        gradients[1].add_(_product(weights.T, chunk))
+    stride = triton.cdiv(len(y), ALIGN) * ALIGN
+    memory = x.new_zeros(min(len(x), CHUNK), stride)  # what lies beyond B stays zero
+    padded = F.pad(y, (0, 0, 0, stride - len(y)))
+    for here in _chunks(len(x), CHUNK):
+        chunk = x[here]
+        weights = memory[: len(chunk)]
+        _launch(_weights_kernel, chunk, y, (a[here], b, weights), offset + here.start, alpha, safe, stride=stride)
+        gradients[0][here] += _product(weights, padded)
+        gradients[1].add_(_product(weights.T, chunk)[: len(y)])
 
 
 def gather_mix(latents: Tensor, first: Tensor, second: Tensor, lam: float, out: Tensor) -> Tensor:
@@ -171,15 +177,23 @@ def gather_mix(latents: Tensor, first: Tensor, second: Tensor, lam: float, out: 
     return out
 
 
+def _chunks(rows: int, most: int) -> Iterator[slice]:
+    """Cut rows into equal chunks of whole tiles: a last one of a few rows would cost as much as a full one."""
+    size = triton.cdiv(triton.cdiv(rows, triton.cdiv(rows, most)), TILE) * TILE if rows else 1
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
 def _launch(
-    kernel: Any, x: Tensor, y: Tensor, places: tuple[Tensor, Tensor, Tensor], offset: int, alpha: float, safe: bool
-) -> None:
+    kernel: Any, x: Tensor, y: Tensor, places: tuple[Tensor, Tensor, Tensor], offset: int, alpha: float, safe: bool,
+    **more: int,
+) -> None:  # fmt: skip
     """Run a kernel on every tile."""
     half = x.dtype == torch.bfloat16
     precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"  # as cuBLAS would
     grid = (triton.cdiv(len(x), TILE) * triton.cdiv(len(y), TILE),)
     kernel[grid](
-        x, y, *places, len(x), len(y), offset, alpha, width=x.shape[1], SAFE=safe,
+        x, y, *places, len(x), len(y), offset, alpha, **more, width=x.shape[1], SAFE=safe,
         PRECISION=precision, TILE=TILE, STEP=64 if half else 32, GROUP=GROUP, num_warps=8, num_stages=3,
     )  # fmt: skip
 

@@ -10,7 +10,6 @@ and all columns.
 """
 
 import math
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fusemix.align import tiles
+from fusemix.align.capability import runs_triton
 
 
 def info_nce(x: Tensor, y: Tensor, temperature: Tensor | float, *, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -99,7 +99,7 @@ class _InfoNCE(torch.autograd.Function):
 
 def _passes(x: Tensor) -> Any:
     """The module that does the two passes over the logits: Triton kernels where they run, the eager one elsewhere."""
-    if x.is_cuda and x.dtype != torch.float64 and find_spec("triton") is not None:
+    if x.dtype != torch.float64 and runs_triton(x.device):
         from fusemix.align import kernels
 
         return kernels
@@ -151,5 +151,6 @@ def _merge(
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     """Sum of the products of all elements, in float64."""
-    pairs = zip(torch.split(x, 1024), torch.split(y, 1024), strict=True)
+    piece = 65_536 if x.is_cuda else 1024  # a GPU would rather hold the float64 copy than start a hundred kernels
+    pairs = zip(torch.split(x, piece), torch.split(y, piece), strict=True)
     return torch.stack([(a.double() * b.double()).sum() for a, b in pairs]).sum()

@@ -5,11 +5,11 @@ semantically matched as its parents. The spaces themselves are never mixed with 
 not share anything. Raw latents are mixed: no normalisation before or after.
 """
 
-from importlib.util import find_spec
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from fusemix.align.capability import runs_triton
 
 PIECE = 256  # rows gathered at a time on a CPU: they stay in its cache while they are converted and mixed
 
@@ -52,7 +52,7 @@ def gather_mix(latents: Tensor, first: Tensor, second: Tensor, lam: float, out: 
     dtype = torch.promote_types(latents.dtype, torch.float32)
     if out is None:
         out = latents.new_empty(len(first), latents.shape[1], dtype=dtype)
-    if latents.is_cuda and dtype == torch.float32 and latents.is_contiguous() and find_spec("triton") is not None:
+    if dtype == torch.float32 and latents.is_contiguous() and runs_triton(latents.device):
         from fusemix.align import kernels
 
         return kernels.gather_mix(latents, first, second, lam, out)

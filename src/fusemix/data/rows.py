@@ -56,6 +56,12 @@ class LatentRows:
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     @property
+    def device(self) -> torch.device:
+        """Where the latents lie; files count as memory of the CPU. Off the CPU only `whole` and `blocks` serve them."""
+        part = self._parts[0]
+        return part.device if isinstance(part, Tensor) else torch.device("cpu")
+
+    @property
     def resident(self) -> bool:
         """Whether all rows lie in memory of this process, not in a file."""
         mapped_whole = len(self._parts) == 1 and self._chosen is None

@@ -5,9 +5,9 @@ Either way a step asks for its pairs by number and gets them mixed; no latent is
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ def fits(train: Latents, device: torch.device) -> bool:
     Latents that are one mapped file stay in the page cache of the operating system; those of several shards are
     gathered.
     """
-    need = sum(train.items[name].rows.nbytes for name in train.modalities)
-    there = all(train.items[name].rows.resident for name in train.modalities)
+    sides = [train.items[name].rows for name in train.modalities]
+    need = sum(rows.nbytes for rows in sides if device.type == "cpu" or rows.device.type != device.type)
+    there = all(rows.resident for rows in sides)
     if device.type == "cuda":
         return need <= SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torchrun on this machine, each with its own copy
@@ -109,13 +110,18 @@ class Resident(_Shares):
         super().__init__(train, order, device, rank, world)
         self.tensors = [_bring(latents, device) for latents in self.latents]
         self.places = [torch.tensor(rows, device=device) for rows in self.rows]
-        self.drawer = ThreadPoolExecutor(1, "fusemix-order")
+        # The order of millions of pairs takes longer to draw than a GPU takes for a step: a thread does it ahead.
+        self.early = ThreadPoolExecutor(1, "fusemix-order") if device.type == "cuda" else None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Gather and mix."""
-        if step % self.order.steps == 0:
-            self.drawer.submit(self.order.batch, step + self.order.steps)
-        parents = [torch.from_numpy(rows).to(self.device, non_blocking=True) for rows in self.parents(step)]
+        epoch, place = divmod(step, self.order.steps)
+        if self.early is not None and place == 0:
+            self.early.submit(self.order.deal, epoch + 1)
+        numbers = torch.from_numpy(np.stack(self.parents(step)))
+        if self.device.type == "cuda":
+            numbers = numbers.pin_memory()  # else the copy would wait until the GPU has done all it was told
+        parents = list(numbers.to(self.device, non_blocking=True))
         lam = self.order.lam(step)
         x, y = (
             _mix(latents, [places[rows] for rows in parents], lam, out)
@@ -124,8 +130,9 @@ class Resident(_Shares):
         return x, y
 
     def close(self) -> None:
-        """End the thread."""
-        self.drawer.shutdown(cancel_futures=True)
+        """End the thread, if there is one."""
+        if self.early is not None:
+            self.early.shutdown(cancel_futures=True)
 
 
 class Streamed(_Shares):
@@ -134,6 +141,9 @@ class Streamed(_Shares):
     def __init__(self, train: Latents, order: Order, device: torch.device, rank: int, world: int) -> None:
         super().__init__(train, order, device, rank, world)
         self.reader = ThreadPoolExecutor(1, "fusemix-read")
+        # Copies wait for what their stream was told before: on one of their own they run beside the step. It also says
+        # which GPU is meant, which a new thread does not know.
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.ahead: tuple[int, Future[list[Tensor]]] | None = None
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -142,6 +152,9 @@ class Streamed(_Shares):
             self.ahead = step, self.reader.submit(self._read, step)
         loaded = self.ahead[1].result()
         self.ahead = step + 1, self.reader.submit(self._read, step + 1)
+        if self.stream is not None:
+            for latents in loaded:  # their memory is not given away before this step has used it
+                latents.record_stream(torch.cuda.current_stream(self.device))
         lam = self.order.lam(step)
         x, y = (
             _mix(latents, list(torch.split(torch.arange(len(latents), device=self.device), len(out))), lam, out)
@@ -152,10 +165,15 @@ class Streamed(_Shares):
     def _read(self, step: int) -> list[Tensor]:
         """Read the latents of a step: for each side (b, D) or, with mixing, (2b, D), as stored."""
         pairs = np.concatenate(self.parents(step))
-        return [
-            _read_rows(latents, rows[pairs]).to(self.device)
-            for latents, rows in zip(self.latents, self.rows, strict=True)
-        ]
+        aside: Any = nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        with aside:
+            found = [
+                _read_rows(latents, rows[pairs], self.stream is not None).to(self.device, non_blocking=True)
+                for latents, rows in zip(self.latents, self.rows, strict=True)
+            ]
+        if self.stream is not None:
+            self.stream.synchronize()
+        return found
 
     def close(self) -> None:
         """End the thread."""
@@ -163,19 +181,19 @@ class Streamed(_Shares):
 
 
 def _bring(latents: LatentRows, device: torch.device) -> Tensor:
-    """Bring all rows to the device, block by block: the machine's own memory may be smaller than its GPU's."""
-    if device.type == "cpu":
-        return latents.whole()
-    there = torch.empty(latents.shape, dtype=latents.dtype, device=device)
-    done = 0
+    """Return all rows on the device; on their way to a GPU they are never gathered in the memory of the CPU."""
+    if device.type == latents.device.type:
+        return latents.whole().to(device)
+    out = torch.empty(latents.shape, dtype=latents.dtype, device=device)
+    start = 0
     for block in latents.blocks():
-        there[done : done + len(block)].copy_(block)
-        done += len(block)
-    return there
+        out[start : start + len(block)] = block
+        start += len(block)
+    return out
 
 
-def _read_rows(latents: LatentRows, rows: NDArray[np.int64]) -> Tensor:
-    out = torch.empty(len(rows), latents.shape[1], dtype=latents.dtype)
+def _read_rows(latents: LatentRows, rows: NDArray[np.int64], pinned: bool) -> Tensor:
+    out = torch.empty(len(rows), latents.shape[1], dtype=latents.dtype, pin_memory=pinned)
     latents.read(rows, out)
     return out
 

@@ -60,15 +60,21 @@ class Order:
         """
         epoch, place = divmod(step, self.steps)
         places = np.arange(place * self.size, (place + 1) * self.size) % self.pairs
+        rows = self.deal(epoch)[places]
         if self.block == 1:
-            return _shuffled(self.seed, epoch, self.pairs)[places]
-        rows = _shuffled_blocks(self.seed, epoch, self.pairs, self.block)[places]
+            return rows
         # Neighbours are often captions of one picture: mixed with neighbours they would be as good as one pair, twice.
         # So each of a run (memory, too, is read faster in runs) meets a partner of its own.
         rng = _stream(self.seed, _BATCH, step)
         rows = rows[_in_runs(rng, len(rows), RUN)]
         rows[self.batch_size :] = rng.permutation(rows[self.batch_size :])
         return rows
+
+    def deal(self, epoch: int) -> NDArray[np.int64]:
+        """Return all pairs in the order of an epoch, counted from 0: (N,). The last two that were drawn are kept."""
+        if self.block == 1:
+            return _shuffled(self.seed, epoch, self.pairs)
+        return _shuffled_blocks(self.seed, epoch, self.pairs, self.block)
 
     def lam(self, step: int) -> float:
         """Draw the one lam of a step, in [0, 1]; 1 without mixing."""

@@ -17,10 +17,11 @@ from fusemix.errors import DivergedError, MismatchError
 from fusemix.ranks import barrier, ranks
 from fusemix.training import checkpoint
 from fusemix.training.feed import BLOCK, fits, open_feed
+from fusemix.training.forecast import step_flops
 from fusemix.training.interrupt import Interrupts
 from fusemix.training.order import Order
 from fusemix.training.schedule import learning_rate
-from fusemix.training.step import Adapters, Trainer
+from fusemix.training.step import Adapters, Trainer, compiling_pays
 from fusemix.training.validation import Sides, validate
 
 MAX_VALIDATIONS = 50  # a long fit on few pairs would otherwise spend its time validating
@@ -65,14 +66,17 @@ class Run:
         self.best: dict[str, float] | None = None
         self.best_weights: dict[str, Tensor] = {}
         torch.manual_seed(config.seed)
-        adapters = Adapters([train.items[name].rows.shape[1] for name in train.modalities], config)
+        dims = [train.items[name].rows.shape[1] for name in train.modalities]
+        adapters = Adapters(dims, config)
         if config.standardize:
             for side, name in zip(adapters.sides, train.modalities, strict=True):
                 side.standardize(health[name].mean, health[name].deviation)
         group = distributed.group.WORLD if self.world > 1 else None
-        self.trainer = Trainer(adapters.to(device), config, device, self.rank, group)
         self.resident = self.agree(fits(train, device), distributed.ReduceOp.MIN)
         self.order = Order.of(len(train), config, 1 if self.resident else BLOCK)
+        flops = step_flops(config, dims, self.order.batch_size) * self.order.steps * config.epochs
+        compiled = compiling_pays(flops, device)
+        self.trainer = Trainer(adapters.to(device), config, device, self.rank, group, compiled)
         self.losses = torch.zeros(self.order.steps, device=device)
         self.identity = _identity(train, val, config, health)
         self.feed = open_feed(train, self.order, device, self.rank, self.world, self.resident)

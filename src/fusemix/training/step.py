@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
-from shutil import which
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 from fusemix.align.adapters import Adapter
+from fusemix.align.capability import runs_triton
 from fusemix.align.losses import info_nce
 from fusemix.config import FitConfig
 from fusemix.errors import FusemixError
@@ -22,6 +21,8 @@ TEMPERATURES = (0.001, 0.5)
 # Of a piece of a batch on a CPU: a signal is heard between pieces, so that even the largest step is left in seconds.
 PIECE_FLOPS = 3e11
 SMALLEST_PIECE = 16
+# Of a whole fit on a GPU: below it, compiling (half a minute or more) would cost more than it saves. A guess so far.
+COMPILE_FLOPS = 1e16
 
 
 class Adapters(nn.Module):
@@ -46,27 +47,28 @@ class Trainer:
         dims: latent dim of x and of y.
         optimizer: AdamW.
         precision: of the matrix products.
+        loss_precision: of those in the loss. On CUDA they are a tenth of a step, and in float32 would be most of it;
+            elsewhere the loss multiplies in float32.
+        forwards: the adapters as they are called, compiled or not.
         piece: rows that go through an adapter at once. The loss always sees the whole batch.
         recompute: embed every piece twice, once for the loss and once for its gradient (GradCache, arXiv 2101.06983),
             so that only one piece's activations are held: a third more work, and the answer to a full memory.
     """
 
     def __init__(
-        self, adapters: Adapters, config: FitConfig, device: torch.device, rank: int = 0, group: Any = None
-    ) -> None:
+        self, adapters: Adapters, config: FitConfig, device: torch.device, rank: int = 0, group: Any = None,
+        compiled: bool = False,
+    ) -> None:  # fmt: skip
         self.adapters, self.config, self.device = adapters, config, device
         self.rank, self.group = rank, group
         self.precision = choose_precision(config.precision, device)
+        self.loss_precision = self.precision if device.type == "cuda" else torch.float32
         self.optimizer = _optimizer(adapters, config)
         self.dims = [len(side.shift) for side in adapters.sides]
         self.piece = max(SMALLEST_PIECE, int(PIECE_FLOPS / step_flops(config, self.dims, 1)))
         if device.type == "cuda":
             self.piece = config.batch_size * 2
-            # Fuses normalisation, GELU and dropout, which a GPU would otherwise carry through its memory one by one.
-            # On a CPU it is slower than eager (docs/performance.md).
-            self._compiled = [torch.compile(side) if _can_compile() else side for side in adapters.sides]
-        else:
-            self._compiled = list(adapters.sides)
+        self.forwards: list[Any] = [torch.compile(side) if compiled else side for side in adapters.sides]
         self.recompute = False
         self.full = ""  # what the last allocation said that failed
 
@@ -117,9 +119,7 @@ class Trainer:
 
     def _backward(self, step: int, batch: Sequence[Tensor], parts: list[list[Tensor]]) -> Tensor:
         """Take the loss of the whole batch and bring its gradient back through every piece."""
-        # A GPU multiplies the embeddings, too, in its own precision; sums are float32 all the same.
-        dtype = self.precision if self.device.type == "cuda" else torch.float32
-        embedded = [torch.cat(part).detach().to(dtype).requires_grad_() for part in parts]
+        embedded = [torch.cat(part).detach().to(self.loss_precision).requires_grad_() for part in parts]
         loss = info_nce(embedded[0], embedded[1], self.adapters.temperature, group=self.group)
         loss.backward()  # type: ignore[no-untyped-call]
         for side, whole in enumerate(embedded):
@@ -135,9 +135,9 @@ class Trainer:
 
     def _embed(self, step: int, side: int, place: int, piece: Tensor) -> Tensor:
         torch.manual_seed(dropout_seed(self.config.seed, step, self.rank, side, place))
-        # Compiled with and without gradients an adapter could draw other masks.
-        adapter = self.adapters.sides[side] if self.recompute else self._compiled[side]
-        embedded: Tensor = adapter(piece)
+        # Pieces of many sizes, with gradients and without, are more forms than torch compiles of one function; and a
+        # form that is left plain would draw another dropout than the compiled one of the same piece.
+        embedded: Tensor = (self.adapters.sides if self.recompute else self.forwards)[side](piece)
         return embedded
 
     def _autocast(self) -> Any:
@@ -172,9 +172,13 @@ class Trainer:
             )
 
 
-def _can_compile() -> bool:
-    """Tell whether torch.compile has what it needs for a GPU: Triton, and a C compiler that builds its launchers."""
-    return find_spec("triton") is not None and any(which(name) for name in ("cc", "gcc", "clang"))
+def compiling_pays(flops: float, device: torch.device) -> bool:
+    """Tell whether a fit of so many FLOPs should compile its adapters.
+
+    It fuses normalisation, GELU and dropout, which a GPU would otherwise carry through its memory one by one. On a CPU
+    it is slower than eager (docs/performance.md).
+    """
+    return device.type == "cuda" and flops >= COMPILE_FLOPS and runs_triton(device)
 
 
 def _out_of_memory(error: Exception) -> bool:
