@@ -20,6 +20,7 @@ from fusemix.training.forecast import activation_bytes, forecast, matmul_rate, m
 
 CPU = torch.device("cpu")
 SMALL = replace(scaled(1000, 0), dim=16, depth=2)
+ALL = 2**62
 SECONDS = step_flops(replace(SMALL, batch_size=8), (40, 24), 9) * 2e-10
 
 
@@ -33,11 +34,11 @@ def pairs():
 
 def test_the_published_run_takes_662_mflop_a_pair_and_a_loss_of_11_percent():
     """Counted by hand: 662.2 for the adapters; at B = 20,480 the loss takes 83.9 streamed and 62.9 stored."""
-    step = {stored: step_flops(paper(0), (1536, 1024), 20_480, stored) / 20_480 / 1e6 for stored in (False, True)}
-    adapters = step_flops(paper(0), (1536, 1024), 1, stored=True) / 1e6 - 6 * 512 / 1e6
+    step = {kept: step_flops(paper(0), (1536, 1024), 20_480, kept) / 20_480 / 1e6 for kept in (0, ALL)}
+    adapters = step_flops(paper(0), (1536, 1024), 1, kept=ALL) / 1e6 - 6 * 512 / 1e6
     assert adapters == pytest.approx(662.2, abs=0.05)
-    assert step[False] - adapters == pytest.approx(83.9, abs=0.05)
-    assert step[True] - adapters == pytest.approx(62.9, abs=0.05)
+    assert step[0] - adapters == pytest.approx(83.9, abs=0.05)
+    assert step[ALL] - adapters == pytest.approx(62.9, abs=0.05)
 
 
 @pytest.mark.parametrize("depth", [0, 2])
@@ -47,7 +48,7 @@ def test_flops_are_those_that_torch_counts(depth):
     with FlopCounterMode(display=False) as counter:
         logits = x(torch.randn(10, 40)) @ y(torch.randn(10, 24)).T  # all of them: what `stored` means
         (F.cross_entropy(logits, torch.arange(10)) + F.cross_entropy(logits.T, torch.arange(10))).backward()
-    assert step_flops(config, (40, 24), 10, stored=True) == counter.get_total_flops()
+    assert step_flops(config, (40, 24), 10, kept=ALL) == counter.get_total_flops()
 
 
 def kept_bytes(config, dim, batch, dtype):
@@ -92,7 +93,7 @@ def test_memory_of_weights_is_that_of_the_adapters_and_of_adamw():
 
 def test_the_streamed_loss_grows_with_the_batch_and_the_stored_one_with_its_square():
     streamed = [memory(paper(0), (1536, 1024), batch)["loss"] for batch in (16_384, 32_768)]
-    stored = [memory(paper(0), (1536, 1024), batch, stored=True)["loss"] for batch in (16_384, 32_768)]
+    stored = [memory(paper(0), (1536, 1024), batch, kept=ALL)["loss"] for batch in (16_384, 32_768)]
     assert streamed[1] < 2 * streamed[0] < stored[0] and stored[1] > 3.8 * stored[0]
 
 
@@ -111,9 +112,9 @@ def test_the_rate_is_measured_in_a_moment_and_near_that_of_a_plain_product():
 
 def test_a_forecast_counts_the_items_that_are_trained_on(pairs):
     config = replace(SMALL, batch_size=8, epochs=3)
-    cost = forecast(pairs, config, CPU, "float32", 1e10, SECONDS)
+    cost = forecast(pairs, config, CPU, "float32", 1e10, SECONDS, True)
     assert (cost.pairs, cost.batch, cost.loaded, cost.steps_per_epoch, cost.steps) == (100, 9, 18, 6, 18)
-    assert cost.disk_bytes == 4 * (100 * 40 + 100 * 24) and cost.latent_bytes == 4 * (100 * 40 + 50 * 24)
+    assert cost.latent_bytes == 4 * (100 * 40 + 100 * 24) and cost.resident
     assert cost.parameters == sum(p.numel() for dim in (40, 24) for p in Adapter(dim, config).parameters())
     assert cost.flops == 18 * cost.flops_per_step and cost.seconds == pytest.approx(18 * SECONDS)
     assert cost.to_dict()["memory"] == memory(config, (40, 24), 9) and cost.to_dict()["modalities"] == {
@@ -124,12 +125,12 @@ def test_a_forecast_counts_the_items_that_are_trained_on(pairs):
 
 def test_a_forecast_is_shown_in_plain_words(pairs, capsys):
     config = replace(SMALL, batch_size=8, epochs=3)
-    show_forecast(forecast(pairs, config, CPU, "float32", 1e10, SECONDS))
+    show_forecast(forecast(pairs, config, CPU, "float32", 1e10, SECONDS, True))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "100 pairs of x (40 numbers) and y (24 numbers); nothing was trained"
     assert lines[1] == "3 epochs x 6 steps = 18 steps of 9 pairs (18 are loaded and mixed)"
     assert "parameters" in lines[2] and "FLOP" in lines[2]
-    assert lines[3] == "latents: 25.6 kB on disk, 20.8 kB in memory"
+    assert lines[3] == "latents: 25.6 kB, in memory"
     assert lines[4].startswith("memory beside them: ") and " weights" in lines[4] and lines[4].count(" + ") == 7
     assert lines[5].startswith("about 0.0 s at 50 % of the 10 GFLOP/s that a float32 product reaches here")
 

@@ -201,6 +201,7 @@ def fit(
     """
     import fusemix as fm
     from fusemix.ranks import ranks
+    from fusemix.state import claim
     from fusemix.terminal import say, show_forecast
     from fusemix.tracking import tracker
 
@@ -213,10 +214,11 @@ def fit(
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
     train = pairs.only("train")
     if dry_run:
-        cost = model.forecast(train)
+        cost = model.forecast(train, val=held)
         say(json.dumps(cost.to_dict(), indent=2)) if as_json else show_forecast(cost)
         return
     first = ranks()[0] == 0  # of several processes one speaks
+    claim(out)  # before a tracker begins a run
     listener = tracker(track, str(out), model.config(len(train)).to_dict(), out) if track and first else nullcontext()
     with _bars(quiet or not first) as bars, listener as told:
         model.fit(train, val=held, out=out, track=told, progress=bars)

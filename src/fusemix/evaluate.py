@@ -18,8 +18,9 @@ from fusemix.align.metrics import (
     recall_at,
 )
 from fusemix.data.latents import Latents
+from fusemix.data.rows import LatentRows
 
-Embed = Callable[[str, Tensor], Tensor]
+Embed = Callable[[str, LatentRows], Tensor]
 """Maps (modality, latents (N, D)) to embeddings (N, S), unit norm."""
 
 
@@ -126,7 +127,7 @@ def score(embed: Embed, latents: Latents, seed: int = 0) -> dict[str, Scores]:
     """
     x, y = latents.modalities
     rows = {name: np.unique(latents.rows[name], return_inverse=True)[1] for name in (x, y)}
-    embedded = {name: embed(name, latents[name].latents) for name in (x, y)}
+    embedded = {name: embed(name, latents[name].rows) for name in (x, y)}
     return {
         f"{query}->{gallery}": _score_one_way(
             embedded[query], embedded[gallery], rows[query], rows[gallery], latents.groups, seed

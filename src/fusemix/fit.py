@@ -15,6 +15,7 @@ from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
+from fusemix.training.feed import fits
 from fusemix.training.forecast import Forecast, forecast, matmul_rate, step_flops
 from fusemix.training.interrupt import Interrupted, Interrupts
 from fusemix.training.journal import Journal, Meter, Track
@@ -126,13 +127,16 @@ def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast
         flops = step_flops(config, dims, order.batch_size)
         compiled = compiling_pays(flops * order.steps * config.epochs, device)
         trainer = Trainer(Adapters(dims, config).to(device), config, device, compiled=compiled)
-        rows = max(2, min(order.batch_size, int(order.batch_size * TRIAL_FLOPS / flops)))
+        small = 1.0 if device.type == "cuda" else TRIAL_FLOPS / flops  # a GPU would idle on few pairs
+        rows = max(2, min(order.batch_size, int(order.batch_size * small)))
         batch = [torch.randn(rows, dim, device=device) for dim in dims]
         times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up
     gradients, update = (statistics.median(each) for each in zip(*times, strict=True))
     seconds = gradients * flops / step_flops(config, dims, rows) + update
     precision = str(trainer.precision).removeprefix("torch.")
-    return forecast(train, config, device, precision, matmul_rate(device, trainer.precision), seconds)
+    return forecast(
+        train, config, device, precision, matmul_rate(device, trainer.precision), seconds, fits(train, device)
+    )
 
 
 def _time_step(trainer: Trainer, batch: list[Tensor]) -> tuple[float, float]:

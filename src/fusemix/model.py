@@ -17,6 +17,7 @@ from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
+from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
@@ -28,6 +29,7 @@ from fusemix.ranks import join_ranks, ranks
 from fusemix.seen import note_seen, overlap
 from fusemix.state import Side, State, claim
 from fusemix.training import checkpoint
+from fusemix.training.checks import check_validation
 from fusemix.training.device import find_device
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
@@ -204,12 +206,14 @@ class FuseMix:
             write_curves(self.history_, fitted.best_epoch, folder)
         return self
 
-    def forecast(self, train: Latents) -> Forecast:
+    def forecast(self, train: Latents, val: Latents | None = None) -> Forecast:
         """Say what a fit on these pairs would cost, in time, memory and FLOPs; trains nothing.
 
         Raises:
-            DataError: pairs that cannot be fitted.
+            DataError: pairs that cannot be fitted, or validation pairs that do not go with them.
         """
+        if val is not None:
+            check_validation(train, val)
         return foresee(train, self.config(len(train)), find_device(self.device))
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -293,7 +297,7 @@ class FuseMix:
         """Embed the items of one modality, such as `latents["image"]`, for search."""
         self._side(items.modality).check(items)
         facts = {"modality": items.modality, "kind": items.kind, "root": str(items.root)}
-        return Index(self._embed_tensor(items.modality, items.latents), items.items, facts, self)
+        return Index(self._embed_tensor(items.modality, items.rows), items.items, facts, self)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a folder, see `state`."""
@@ -354,16 +358,16 @@ class FuseMix:
         for items in latents.items.values():
             self._side(items.modality).check(items)
 
-    def _embed_tensor(self, modality: str, latents: Tensor) -> Tensor:
+    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows) -> Tensor:
         """(N, D) -> (N, S) on the CPU, in blocks."""
         dim = self._side(modality).dim
-        if latents.ndim != 2 or latents.shape[1] != dim:
+        if len(latents.shape) != 2 or latents.shape[1] != dim:
             raise DataError(f"{modality}: wanted latents of shape (N, {dim}), got {tuple(latents.shape)}")
         return embed(self.adapters_[modality], latents)
 
     def _baseline_embed(self, form: ClosedForm) -> Any:
-        first = self.modalities_[0]
-        return lambda modality, latents: form.embed_x(latents) if modality == first else form.embed_y(latents)
+        maps = dict(zip(self.modalities_, (form.embed_x, form.embed_y), strict=True))
+        return lambda modality, rows: torch.cat([maps[modality](block) for block in rows.blocks()])
 
 
 def open_index(folder: str | Path) -> Index:

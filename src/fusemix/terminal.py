@@ -143,7 +143,10 @@ def show_forecast(forecast: "FitForecast") -> None:
         f"{forecast.parameters:,} parameters, {_scaled(forecast.flops_per_step, 'FLOP')} a step, "
         f"{_scaled(forecast.flops, 'FLOP')} in all"
     )
-    say(f"latents: {_size(forecast.disk_bytes)} on disk, {_size(forecast.latent_bytes)} in memory")
+    where = (
+        "in memory" if forecast.resident else "more than fits: read from the disk in blocks, step by step"
+    )
+    say(f"latents: {_size(forecast.latent_bytes)}, {where}")
     parts = " + ".join(f"{_size(count)} {part}" for part, count in forecast.memory.items())
     say(f"memory beside them: {parts} = {_size(sum(forecast.memory.values()))}")
     reached = forecast.flops / forecast.seconds / forecast.rate

@@ -9,18 +9,17 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from fusemix.align.adapters import Adapter
+from fusemix.align.tiles import KEEP
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
 from fusemix.training.order import Order
 
 MEASURED_SECONDS = 0.2
 PRODUCTS = {"cpu": (1024, 512, 2048, 1), "cuda": (16_384, 1024, 4096, 8)}  # rows, width, inner width; products a sample
-STREAMED_LOGITS = 2**24  # the streamed loss keeps at most so many, 64 MiB, for its backward pass
-STORED_COPIES = 5  # the stored loss holds so many B x B matrices at its peak
+WEIGHTS_CHUNK = 512  # rows of logits at least that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Forecast:
         parameters: of both adapters.
         flops_per_step: multiply-adds count twice.
         flops: of all steps.
-        disk_bytes: latents of all items on disk.
-        latent_bytes: latents of the items that are trained on, in memory.
+        latent_bytes: latents of all items of the store, of whatever split.
+        resident: they fit the memory of the device; else they are read from the disk in blocks.
         memory: bytes by part beside the latents, see `memory`.
         precision: of the products.
         rate: FLOP/s that a plain matrix product reaches on this device, see `matmul_rate`.
@@ -56,8 +55,8 @@ class Forecast:
     parameters: int
     flops_per_step: float
     flops: float
-    disk_bytes: int
     latent_bytes: int
+    resident: bool
     memory: dict[str, int]
     precision: str
     rate: float
@@ -75,7 +74,7 @@ def forecast(
     precision: str,
     rate: float,
     seconds_per_step: float,
-    stored: bool = False,
+    resident: bool,
 ) -> Forecast:
     """Say what a fit on these pairs would cost.
 
@@ -86,17 +85,16 @@ def forecast(
         precision: "float32", or another that takes two bytes a number.
         rate: FLOP/s of `matmul_rate`.
         seconds_per_step: as it was timed or estimated.
-        stored: the loss keeps the B x B logits.
+        resident: the latents fit the memory.
     """
     sides = [latents.items[name] for name in latents.modalities]
     dims = [side.rows.shape[1] for side in sides]
     order = Order.of(len(latents), config)
     batch, steps = order.batch_size, order.steps
     number = 4 if precision == "float32" else 2
-    flops = step_flops(config, dims, batch, stored)
+    kept = 0 if device.type == "cuda" else KEEP
+    flops = step_flops(config, dims, batch, kept)
     total = flops * steps * config.epochs
-    used = [len(np.unique(latents.rows[name])) for name in latents.modalities]
-    row_bytes = [side.rows.shape[1] * side.rows.dtype.itemsize for side in sides]
     return Forecast(
         modalities={side.modality: side.rows.shape[1] for side in sides},
         pairs=len(latents),
@@ -108,34 +106,34 @@ def forecast(
         parameters=sum(_sizes(config, dim)[1] for dim in dims),
         flops_per_step=flops,
         flops=total,
-        disk_bytes=sum(len(side) * width for side, width in zip(sides, row_bytes, strict=True)),
-        latent_bytes=sum(count * width for count, width in zip(used, row_bytes, strict=True)),
-        memory=memory(config, dims, batch, stored, number, 1 if device.type == "cuda" else number),
+        latent_bytes=sum(side.rows.nbytes for side in sides),
+        resident=resident,
+        memory=memory(config, dims, batch, kept, number, 1 if device.type == "cuda" else number),
         precision=precision,
         rate=rate,
         seconds=steps * config.epochs * seconds_per_step,
     )
 
 
-def step_flops(config: FitConfig, dims: Sequence[int], batch: int, stored: bool = False) -> float:
+def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = KEEP) -> float:
     """Count the FLOPs of the matrix products of one step, forward and backward.
 
     A weight takes part in three products for each mixed pair: forward, gradient of the input, gradient of the weight.
-    The loss is one product of B x S with S x B forward and two backward; one more where the logits are not stored but
+    The loss is one product of B x S with S x B forward and two backward; one more for the logits that are not kept but
     computed again.
 
     Args:
         config: of the adapters.
         dims: widths of the latents x and y.
         batch: B, mixed pairs.
-        stored: the loss keeps the B x B logits.
+        kept: bytes of logits that the loss keeps from its forward pass, see `align.tiles`; on CUDA none.
     """
     weights = sum(_sizes(config, dim)[0] for dim in dims)
-    return 6.0 * weights * batch + (6.0 if stored else 8.0) * batch**2 * config.dim
+    return 6.0 * weights * batch + (8.0 - 2.0 * min(1.0, kept / (4 * batch**2))) * batch**2 * config.dim
 
 
 def memory(
-    config: FitConfig, dims: Sequence[int], batch: int, stored: bool = False, number: int = 4, mask: int = 4
+    config: FitConfig, dims: Sequence[int], batch: int, kept: int = KEEP, number: int = 4, mask: int = 4
 ) -> dict[str, int]:
     """Return the bytes that a step needs on the device at its peak, by part, beside the latents.
 
@@ -143,13 +141,13 @@ def memory(
         config: of the adapters.
         dims: widths of the latents x and y.
         batch: B, mixed pairs.
-        stored: the loss keeps the B x B logits.
+        kept: bytes of logits that the loss keeps.
         number: bytes of a number in the matrix products: 4, or 2 in half precision. Weights and what belongs to them
             are float32 always.
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
     weights = 4 * sum(_sizes(config, dim)[1] for dim in dims)
-    logits = STORED_COPIES * batch**2 if stored else min(STREAMED_LOGITS, batch**2)
+    logits = min(max(kept, WEIGHTS_CHUNK * number * batch), 4 * batch**2)
     return {
         "weights": weights,
         "gradients": weights,
@@ -159,7 +157,7 @@ def memory(
         "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in dims),
         # The backward pass holds the gradient of an inner layer as it came and as it goes on.
         "passing gradients": 2 * number * batch * config.expansion * max(dims) * min(config.depth, 1),
-        "loss": 4 * logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
+        "loss": logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
     }
 
 

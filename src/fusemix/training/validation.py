@@ -9,7 +9,10 @@ from torch import Tensor
 from fusemix.align.adapters import Adapter
 from fusemix.align.metrics import mean_recall
 from fusemix.data.latents import Latents
+from fusemix.data.rows import LatentRows
 from fusemix.training.step import Adapters
+
+BLOCK = 4096  # rows that are embedded at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def validate(adapters: Adapters, held: Sides) -> float:
 
 
 @torch.inference_mode()
-def embed(adapter: Adapter, latents: Tensor) -> Tensor:
+def embed(adapter: Adapter, latents: Tensor | LatentRows) -> Tensor:
     """Embed latents (N, D) of any precision in blocks: (N, S), float32, on the adapter's device."""
-    blocks = [adapter(block.to(adapter.shift.device).float()) for block in torch.split(latents, 4096)]
-    return torch.cat(blocks)
+    blocks = latents.blocks(BLOCK) if isinstance(latents, LatentRows) else torch.split(latents, BLOCK)
+    return torch.cat([adapter(block.to(adapter.shift.device).float()) for block in blocks])
