@@ -41,6 +41,10 @@ from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choice
 if TYPE_CHECKING:
     from fusemix.terminal import Bars
 
+# Before torch is loaded: threads that spin while they wait make a fit ten times slower as soon as another program wants
+# one of the cores, and are hardly faster when none does (docs/performance.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 app = typer.Typer(
     help="Make your own CLIP from any frozen encoders you trust, with the pairs you have, on one machine, in minutes.",
     epilog="Start with: fusemix demo",
