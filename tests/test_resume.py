@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,3 +266,12 @@ def test_the_state_of_the_order_is_a_few_integers(tmp_path):
     tensors, record = checkpoint.read(tmp_path)
     assert {name.split("/")[0] for name in tensors} == {"weights", "optimizer", "losses"}
     assert record["step"] == 3 and record["block"] == 1
+
+
+def test_killed_starved_and_poisoned_fits_end_with_the_bits_of_an_undisturbed_one():
+    """The small form of the torture, in a process of its own, since it forks."""
+    script = Path(__file__).parents[1] / "benchmarks" / "torture_training.py"
+    done = subprocess.run([sys.executable, script, "--small"], capture_output=True, text=True, timeout=300)
+    lines = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(lines) == 7 and all(line["holds"] for line in lines), done.stdout

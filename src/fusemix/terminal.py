@@ -143,9 +143,7 @@ def show_forecast(forecast: "FitForecast") -> None:
         f"{forecast.parameters:,} parameters, {_scaled(forecast.flops_per_step, 'FLOP')} a step, "
         f"{_scaled(forecast.flops, 'FLOP')} in all"
     )
-    where = (
-        "in memory" if forecast.resident else "more than fits: read from the disk in blocks, step by step"
-    )
+    where = "in memory" if forecast.resident else "more than fits: read from the disk in blocks, step by step"
     say(f"latents: {_size(forecast.latent_bytes)}, {where}")
     parts = " + ".join(f"{_size(count)} {part}" for part, count in forecast.memory.items())
     say(f"memory beside them: {parts} = {_size(sum(forecast.memory.values()))}")
