@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from fusemix.fit import fit_adapters
 from fusemix.progress import silent
+from fusemix.training import checkpoint
 from test_fit import CPU, pairs, small, weights
 
 SCRIPT = """
@@ -35,14 +37,17 @@ torch.distributed.destroy_process_group()
 """
 
 
-def torchrun(folder: Path, settings: dict, count: int, processes: int = 2) -> list[dict]:
+def command(folder: Path, settings: dict, count: int, processes: int = 2) -> list[str]:
     script = folder / "ranks.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), pairs=count))
-    command = [
+    return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script),
         str(folder), json.dumps(settings),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+
+
+def torchrun(folder: Path, settings: dict, count: int, processes: int = 2) -> list[dict]:
+    done = subprocess.run(command(folder, settings, count, processes), capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
 
@@ -74,3 +79,21 @@ def test_the_dropout_of_two_processes_differs():
     assert len(seeds) == 40
     torch.manual_seed(dropout_seed(0, 1, 0, 0, 0))
     assert not torch.equal(torch.rand(9), torch.rand(9))
+
+
+def test_ranks_that_are_told_to_stop_stop_together_and_go_on(tmp_path):
+    settings = {"dropout": 0.2, "epochs": 20, "precision": "float32"}
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "whole").mkdir()
+    process = subprocess.Popen(command(tmp_path / "stopped", settings, 240), stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "stopped" / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.read_text().count("\n") >= 1:
+            break
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and not (tmp_path / "stopped" / "rank-0.json").exists()
+    step = checkpoint.read(tmp_path / "stopped" / "run")[1]["step"]
+    assert 8 <= step < 20 * 8
+    assert torchrun(tmp_path / "stopped", settings, 240) == torchrun(tmp_path / "whole", settings, 240)
