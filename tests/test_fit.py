@@ -113,6 +113,7 @@ def test_the_default_makes_as_many_steps_whatever_the_batch_and_the_mixing():
 def test_very_few_pairs_still_train(count, alpha):
     fitted = fit_adapters(pairs(count), None, small(alpha=alpha), CPU, silent)
     assert all(math.isfinite(record["loss"]) and record["loss"] > 0 for record in fitted.history)
+    assert not any(module._forward_hooks for adapter in fitted.adapters.values() for module in adapter.modules())
 
 
 def test_nan_latents_are_refused_with_the_item():

@@ -109,6 +109,7 @@ def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progr
         raise
     finally:
         run.feed.close()
+        run.trainer.close()
     if out is not None:
         with run.interrupts.held():
             run.save(out)  # what comes after the training can be interrupted, too

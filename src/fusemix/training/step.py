@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from fusemix.align.adapters import Adapter
+from fusemix.align.adapters import Adapter, Block
 from fusemix.align.capability import runs_triton
 from fusemix.align.losses import info_nce
 from fusemix.config import FitConfig
@@ -18,8 +18,9 @@ from fusemix.training.order import dropout_seed
 
 T = TypeVar("T")
 TEMPERATURES = (0.001, 0.5)
-# Of a piece of a batch on a CPU: a signal is heard between pieces, so that even the largest step is left in seconds.
-PIECE_FLOPS = 3e11
+# Of a piece of a batch on a CPU. A signal is heard between its blocks, so that even the largest step is left in seconds;
+# more and smaller pieces would cost a pass over all gradients each.
+PIECE_FLOPS = 2e12
 SMALLEST_PIECE = 16
 # Of a whole fit on a GPU: below it, compiling (half a minute or more) would cost more than it saves. A guess so far.
 COMPILE_FLOPS = 1e16
@@ -69,6 +70,8 @@ class Trainer:
         if device.type == "cuda":
             self.piece = config.batch_size * 2
         self.forwards: list[Any] = [torch.compile(side) if compiled else side for side in adapters.sides]
+        blocks = [module for module in adapters.modules() if isinstance(module, Block)] if device.type == "cpu" else []
+        self._hooks = [block.register_forward_hook(_let_python_in) for block in blocks]
         self.recompute = False
         self.full = ""  # what the last allocation said that failed
 
@@ -108,6 +111,11 @@ class Trainer:
         self.optimizer.step()
         with torch.no_grad():
             self.adapters.temperature.clamp_(*TEMPERATURES)
+
+    def close(self) -> None:
+        """Leave the adapters as plain modules."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _embed_all(self, step: int, batch: Sequence[Tensor]) -> list[list[Tensor]]:
         """Embed both sides piece by piece."""
@@ -170,6 +178,12 @@ class Trainer:
                 f"a step on {rows:,} pairs does not fit the memory, not even in pieces of {2 * self.piece} "
                 f"({self.full}); lower batch_size (now {self.config.batch_size:,}), dim or depth"
             )
+
+
+def _let_python_in(block: nn.Module, inputs: Any, output: Tensor) -> None:
+    """Come back to Python where the backward pass comes to this block: only there it hears a signal."""
+    if output.requires_grad:
+        output.register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]
 
 
 def compiling_pays(flops: float, device: torch.device) -> bool:
