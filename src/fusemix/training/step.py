@@ -18,7 +18,7 @@ from fusemix.training.order import dropout_seed
 
 T = TypeVar("T")
 TEMPERATURES = (0.001, 0.5)
-# Of a piece of a batch on a CPU. A signal is heard between its blocks, so that even the largest step is left in seconds;
+# Of a piece of a batch on a CPU. A signal is heard between its blocks, so that even a large step is left in seconds;
 # more and smaller pieces would cost a pass over all gradients each.
 PIECE_FLOPS = 2e12
 SMALLEST_PIECE = 16
