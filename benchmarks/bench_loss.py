@@ -114,7 +114,8 @@ def memory() -> None:
         run = subprocess.run(command, capture_output=True, text=True, check=True)
         rise[form, size, dim] = float(run.stdout)
         print(f"# {form}, B={size}, d={dim}: peak rises by {rise[form, size, dim]:.0f} MiB", flush=True)
-    share = 100 * rise["ours", 16_384, 64] / rise["reference", 16_384, 64]
+    worst = max(rise["ours", 16_384, dim] for dim in (64, 512))  # of both the reference holds eight B x B matrices
+    share = 100 * worst / rise["reference", 16_384, 64]
     result("InfoNCE peak memory at B=16384, % of the reference", round(share, 2), "<= 1", lambda s: s <= 1)
     result("InfoNCE extra peak at B=65536, MiB", round(rise["ours", 65_536, 64]), "< 300", lambda peak: peak < 300)
 
@@ -193,7 +194,9 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["peak"]:
         peak(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
         sys.exit()
-    print(f"# tiles of {tiles.SIDE} x {tiles.SIDE}, {tiles.KEEP / MIB:.0f} MiB of them kept for the backward pass")
+    print(
+        f"# tiles of {tiles.SIDE} x {tiles.SIDE}, {tiles.KEEP / MIB:.0f} MiB of them at most kept for the backward pass"
+    )
     speed()
     memory()
     accuracy()

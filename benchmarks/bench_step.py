@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import released
+from fusemix.align.tiles import KEEP
 from fusemix.config import FitConfig, paper
 from fusemix.data.latents import Latents
 from fusemix.training.feed import BLOCK, Resident
@@ -154,12 +155,10 @@ def step(name: str, dims: tuple[int, int], config: FitConfig, rounds: int, faste
             batch = next(plain)
         released.train_step(model, optimizer, *batch)
 
-    from fusemix.align.tiles import KEEP
-
     forms: dict[str, Callable[[], object]] = {
         "released": reference,
         "fusemix": lambda: ours(trainers["float32"]),
-        "products": products(config, dims, batch, batch**2 <= KEEP),
+        "products": products(config, dims, batch, 4 * batch**2 <= KEEP),
     }
     if torch.cpu.get_capabilities().get("avx512_bf16") or torch.cpu.get_capabilities().get("amx_bf16"):
         forms["bfloat16"] = lambda: ours(trainers["bfloat16"])

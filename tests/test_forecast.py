@@ -94,7 +94,7 @@ def test_memory_of_weights_is_that_of_the_adapters_and_of_adamw():
 def test_the_streamed_loss_grows_with_the_batch_and_the_stored_one_with_its_square():
     streamed = [memory(paper(0), (1536, 1024), batch)["loss"] for batch in (16_384, 32_768)]
     stored = [memory(paper(0), (1536, 1024), batch, kept=ALL)["loss"] for batch in (16_384, 32_768)]
-    assert streamed[1] < 2 * streamed[0] < stored[0] and stored[1] > 3.8 * stored[0]
+    assert streamed[1] <= 2 * streamed[0] < stored[0] and stored[1] > 3.8 * stored[0]
 
 
 def test_half_precision_halves_most_activations_and_leaves_the_weights():

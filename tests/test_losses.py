@@ -153,18 +153,18 @@ def test_the_rounding_that_all_logits_share_is_taken_back():
 @pytest.mark.parametrize("temperature", [0.07, 0.01])
 @pytest.mark.parametrize(("side", "threads"), [(16, 1), (7, 3)])
 def test_the_tiling_makes_no_difference(monkeypatch, temperature, side, threads):
-    """Many ragged tiles, kept, half kept and made again: the same as one tile."""
+    """Many ragged tiles, kept and made again: the same as one tile."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x, y = batch(50, 8)
     expected = run(plain, x, y, temperature)
     monkeypatch.setattr(tiles, "SIDE", side)
     results = []
-    for keep in (0, 50 * 50 * 4, 10**9):
+    for keep in (0, 10**9):
         monkeypatch.setattr(tiles, "KEEP", keep)
         results.append(run(info_nce, x, y, temperature))
         assert_exact(results[-1], expected, temperature, 1e-12)
-    for one, other, third in zip(*results, strict=True):
-        assert torch.equal(one, other) and torch.equal(other, third)
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_second_backward_pass_gives_the_same():

@@ -126,10 +126,10 @@ def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = K
         config: of the adapters.
         dims: widths of the latents x and y.
         batch: B, mixed pairs.
-        kept: bytes of logits that the loss keeps from its forward pass, see `align.tiles`; on CUDA none.
+        kept: bytes of logits up to which the loss keeps them from its forward pass, see `align.tiles`; on CUDA none.
     """
     weights = sum(_sizes(config, dim)[0] for dim in dims)
-    return 6.0 * weights * batch + (8.0 - 2.0 * min(1.0, kept / (4 * batch**2))) * batch**2 * config.dim
+    return 6.0 * weights * batch + (6.0 if 4 * batch**2 <= kept else 8.0) * batch**2 * config.dim
 
 
 def memory(
@@ -141,13 +141,13 @@ def memory(
         config: of the adapters.
         dims: widths of the latents x and y.
         batch: B, mixed pairs.
-        kept: bytes of logits that the loss keeps.
+        kept: bytes of logits up to which the loss keeps them.
         number: bytes of a number in the matrix products: 4, or 2 in half precision. Weights and what belongs to them
             are float32 always.
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
     weights = 4 * sum(_sizes(config, dim)[1] for dim in dims)
-    logits = min(max(kept, WEIGHTS_CHUNK * number * batch), 4 * batch**2)
+    logits = 4 * batch**2 if 4 * batch**2 <= kept else WEIGHTS_CHUNK * number * batch
     return {
         "weights": weights,
         "gradients": weights,
