@@ -54,6 +54,14 @@ def test_a_fit_leaves_metrics_and_curves_and_no_checkpoint(place):
     assert (place / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_stopping_early_is_said(place):
+    shown = fusemix(
+        "fit", "l", "-o", "early", "--epochs", "200", "--dim", "8", "--patience", "2", "-q", cwd=place
+    ).stdout
+    assert "epochs early: 2 validations brought no gain" in shown and "steps of" in shown
+    assert "with a mean R@1, 5, 10 both ways of" in shown
+
+
 def test_a_dry_run_foresees_and_writes_nothing(place):
     shown = fusemix("fit", "l", "-o", "dry", "--dry-run", cwd=place).stdout
     assert "nothing was trained" in shown and "parameters" in shown and "memory" in shown and "FLOP" in shown
@@ -125,6 +133,7 @@ def test_two_ranks_write_one_model(place):
         (("--track", "mlflow"), "no tracker 'mlflow'; found: trackio, wandb, tensorboard"),
         (("--precision", "float8"), "no precision 'float8' for a fit; found: auto, float32, bfloat16"),
         (("--patience", "-1"), "patience must not be negative, got -1"),
+        (("--val", "train"), "pairs that are trained on cannot choose the epoch"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_trained(place, words, message):

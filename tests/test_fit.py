@@ -355,3 +355,9 @@ def test_rows_of_several_parts_reach_another_device_block_by_block():
     brought = feed._bring(latents, torch.device("meta"))
     assert brought.shape == (9005, 3) and brought.dtype == torch.float16 and brought.device.type == "meta"
     assert latents._whole is None, "nothing is gathered in memory"
+
+
+def test_validation_embeddings_that_are_no_numbers_are_a_fit_that_diverged(monkeypatch):
+    monkeypatch.setattr("fusemix.training.run.validate", lambda adapters, held: float("nan"))
+    with pytest.raises(DivergedError, match=r"the validation embeddings became NaN after step 4 \(epoch 1\).*lower lr"):
+        fit_adapters(pairs(128), pairs(40, "val", seed=1), small(), CPU, silent)

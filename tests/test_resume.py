@@ -208,6 +208,15 @@ def test_a_diverged_fit_names_the_batch_and_keeps_finite_checkpoints_only(tmp_pa
     assert set(stopped.value.ids["x"]) <= known[0] and set(stopped.value.ids["y"]) <= known[1]
 
 
+def test_patience_may_change_between_interruption_and_going_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=send(signal.SIGINT, 3))
+    said = []
+    config = replace(small(**DROPOUT), patience=1)
+    run(tmp_path, config, progress=lambda stage, done, total, note="": said.append((stage, note)))
+    assert ("check latents", "going on after step 3 (epoch 1)") in said
+
+
 def test_other_validation_pairs_are_another_fit(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, progress=send(signal.SIGINT, 3))

@@ -185,7 +185,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many validations without a gain (default: never).")
+        int | None, typer.Option(help="Stop after so many validations without a gain, of 50 at most (default: never).")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
@@ -215,6 +215,8 @@ def fit(
     )  # fmt: skip
     pairs = fm.open_latents(latents)
     # A table without a val split is fine; a name that the user typed must be there.
+    if val == "train":
+        raise DataError("--val train: pairs that are trained on cannot choose the epoch; give another split, or none")
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
     train = pairs.only("train")
     if dry_run:
@@ -233,9 +235,18 @@ def fit(
     if as_json:
         typer.echo(json.dumps({"out": str(out), **facts, "config": model.config_.to_dict()}, indent=2))
         return
-    say(f"{facts['pairs']:,} pairs, {facts['parameters']:,} parameters, {facts['seconds']:g} s")
-    how = f"best on {facts['val_pairs']:,} {val} pairs" if held is not None else "the last one; no validation split"
-    say(f"kept epoch {facts['best_epoch']} of {len(model.history_)}: {how}")
+    steps, epochs = int(model.history_[-1]["step"]), len(model.history_)
+    say(
+        f"{facts['pairs']:,} pairs, {steps:,} steps of {facts['batch_size']:,}, {facts['parameters']:,} parameters, "
+        f"{facts['seconds']:g} s"
+    )
+    if epochs < model.config_.epochs:
+        gone = model.config_.epochs - epochs
+        say(f"stopped {gone} epochs early: {model.config_.patience} validations brought no gain")
+    recall = max((record.get("val", 0.0) for record in model.history_), default=0.0)
+    how = f"best on {facts['val_pairs']:,} {val} pairs, with a mean R@1, 5, 10 both ways of {recall:.1f}"
+    how = how if held is not None else "the last one; no validation split"
+    say(f"kept epoch {facts['best_epoch']} of {epochs}: {how}")
     say(f"next: fusemix evaluate {out} {latents}")
 
 

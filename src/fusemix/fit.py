@@ -1,6 +1,5 @@
 """Train two adapters on latents: FuseMix as published (arXiv 2312.10144, Algorithm 1). No encoder in sight."""
 
-import statistics
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ class Fitted:
         history: one record per epoch: epoch, step, loss, lr, temperature, and val where it was measured.
         best_epoch: the epoch whose weights were kept, from 1.
         notes: what is odd about the latents, in words.
+        batch_size: pairs in the loss of a step.
         earlier: seconds of the steps that were done before an interruption.
     """
 
@@ -48,6 +48,7 @@ class Fitted:
     history: list[dict[str, float]]
     best_epoch: int
     notes: list[str]
+    batch_size: int
     earlier: float
 
 
@@ -88,7 +89,9 @@ def fit_adapters(
     kept = run.keep_best()
     sides = [side.cpu().eval() for side in run.adapters.sides]
     adapters = dict(zip(train.modalities, sides, strict=True))
-    return Fitted(adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.earlier)
+    return Fitted(
+        adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.order.batch_size, run.earlier
+    )
 
 
 def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progress, track: Track | None) -> None:
@@ -98,7 +101,8 @@ def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progr
             run.restore(out)
     if not run.resident:
         notes.append(f"latents do not fit the memory and are read from the disk, in blocks of {run.order.block} pairs")
-    progress("check latents", len(run.pairs), len(run.pairs), "; ".join(notes))
+    epoch = f"going on after step {run.step:,} (epoch {len(run.history) + 1})"
+    progress("check latents", len(run.pairs), len(run.pairs), "; ".join([epoch, *notes] if run.step else notes))
     try:
         # Several processes stop at the same step, or some would wait for the others for ever.
         with run.interrupts.held() if run.world > 1 else nullcontext():
@@ -132,7 +136,7 @@ def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast
         rows = max(2, min(order.batch_size, int(order.batch_size * small)))
         batch = [torch.randn(rows, dim, device=device) for dim in dims]
         times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up
-    gradients, update = (statistics.median(each) for each in zip(*times, strict=True))
+    gradients, update = (min(each) for each in zip(*times, strict=True))
     seconds = gradients * flops / step_flops(config, dims, rows) + update
     precision = str(trainer.precision).removeprefix("torch.")
     return forecast(

@@ -196,6 +196,7 @@ class FuseMix:
             "trained_on": sorted(set(train.splits.tolist())),
             "chosen_on": sorted(set(val.splits.tolist())) if val is not None else [],
             "val_pairs": len(val) if val is not None else 0,
+            "batch_size": fitted.batch_size,
             "best_epoch": fitted.best_epoch,
             "temperature": fitted.temperature,
             "parameters": sum(p.numel() for adapter in fitted.adapters.values() for p in adapter.parameters()),

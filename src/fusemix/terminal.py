@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import ProgressColumn as Column
+from rich.table import Column as Cells
 from rich.table import Table
 from rich.text import Text
 
@@ -41,9 +42,13 @@ class Bars:
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.console = Console(stderr=True)
+        # Of a narrow screen the note gets the rest, on several lines; the count and the time left stay.
+        whole = [Cells(no_wrap=True) for _ in range(4)]
         columns = (
-            TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", style="dim"),
+            TextColumn("{task.description}", table_column=whole[0]), BarColumn(24 if self.console.width > 120 else 8),
+            MofNCompleteColumn(table_column=whole[1]), _Rate(table_column=whole[2]),
+            TimeRemainingColumn(compact=True, table_column=whole[3]),
+            TextColumn("{task.fields[note]}", style="dim", table_column=Cells(no_wrap=False, overflow="fold")),
         )  # fmt: skip
         self.progress = Progress(*columns, console=self.console, disable=quiet or not self.console.is_terminal)
         self.tasks: dict[str, TaskID] = {}
@@ -62,6 +67,10 @@ class Bars:
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Draw the state of a stage."""
         now = time.monotonic()
+        if stage not in self.tasks and done == total and not self.progress.disable:
+            if note:  # a stage that is over at once leaves its note and no bar
+                self.progress.console.print(f"{stage}: {note}", style="dim", highlight=False)
+            return
         if stage not in self.tasks:
             self.tasks[stage] = self.progress.add_task(stage, total=total, completed=done, note=note)
             self.began[stage] = self.told, _ = now, done

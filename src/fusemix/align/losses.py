@@ -21,6 +21,9 @@ from torch.nn import functional as F
 from fusemix.align import tiles
 from fusemix.align.capability import runs_triton
 
+# Its name from torch 2.13 on, and before.
+_all_gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+
 
 def info_nce(x: Tensor, y: Tensor, temperature: Tensor | float, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """Symmetric InfoNCE: row i of x belongs to row i of y, all other rows of the batch are negatives.
@@ -120,7 +123,7 @@ def _facts(
     shares = [here]
     if group is not None:
         gathered = facts.new_empty(dist.get_world_size(group), 3)
-        dist.all_gather_into_tensor(gathered, facts.new_tensor([here]), group=group)
+        _all_gather(gathered, facts.new_tensor([here]), group=group)
         shares = gathered.tolist()
     lengths, of_x, of_y = zip(*shares, strict=True)
     return 1 / value, max(of_x) * max(of_y) / value, [int(length) for length in lengths]
@@ -131,7 +134,7 @@ def _gather(rows: Tensor, lengths: list[int], group: dist.ProcessGroup) -> Tenso
     padded = rows.new_zeros(max(lengths), rows.shape[1])
     padded[: len(rows)] = rows
     gathered = rows.new_empty(len(lengths) * len(padded), rows.shape[1])
-    dist.all_gather_into_tensor(gathered, padded, group=group)
+    _all_gather(gathered, padded, group=group)
     if min(lengths) == max(lengths):
         return gathered
     return torch.cat([part[:length] for part, length in zip(torch.split(gathered, len(padded)), lengths, strict=True)])
@@ -145,7 +148,7 @@ def _merge(
     here = columns.new_full((3, len(columns)), -math.inf)
     here[0, own], here[1], here[2, own] = rows, columns, matching
     gathered = here.new_empty(dist.get_world_size(group), *here.shape)
-    dist.all_gather_into_tensor(gathered, here[None], group=group)
+    _all_gather(gathered, here[None], group=group)
     return torch.logsumexp(gathered, dim=0).unbind()  # type: ignore[return-value]
 
 

@@ -97,5 +97,6 @@ class Meter:
             return {}
         speed = {"pairs_per_second": round(self.pairs / self._a_step, 1)}
         if self.limit:
+            self.limit = max(self.limit, self.flops / self._a_step)  # it was measured while other programs ran
             speed["share_of_limit"] = round(self.flops / self._a_step / self.limit, 3)
         return speed

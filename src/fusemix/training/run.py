@@ -1,5 +1,6 @@
 """The state of a fit: what changes from step to step, how it changes, and how it goes through a checkpoint."""
 
+import math
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ class Run:
         every = -(-self.config.epochs // MAX_VALIDATIONS)
         if self.val is not None and (epoch % every == 0 or epoch == self.config.epochs):
             record["val"] = validate(self.adapters, self.val)
+            if math.isnan(record["val"]):
+                self._diverged(self.order.steps - 1, "the validation embeddings became NaN after")
         with self.interrupts.held():
             self.history.append(record)
             self.losses.zero_()
@@ -138,10 +141,11 @@ class Run:
         """
         done = self.losses[: self.place].cpu()
         if not bool(done.isfinite().all()):
-            self._diverged(int((~done.isfinite()).nonzero()[0]))
+            place = int((~done.isfinite()).nonzero()[0])
+            self._diverged(place, f"the loss became {float(done[place])} at")
         return float(done[-steps:].mean()) if len(done) else 0.0
 
-    def _diverged(self, place: int) -> None:
+    def _diverged(self, place: int, what: str) -> None:
         step = len(self.history) * self.order.steps + place
         batch = self.order.batch(step)
         ids = {
@@ -151,7 +155,7 @@ class Run:
         some = ", ".join(" + ".join(map(repr, pair)) for pair in list(zip(*ids.values(), strict=True))[:NAMED])
         more = ", ..." if len(batch) > NAMED else ""
         raise DivergedError(
-            f"the loss became {float(self.losses[place])} at step {step + 1} (epoch {len(self.history) + 1}) "
+            f"{what} step {step + 1} (epoch {len(self.history) + 1}) "
             f"on a batch of {len(batch):,} pairs: {some}{more}; lower lr (now {self.config.lr:g})",
             ids,
         )
@@ -233,9 +237,10 @@ class Run:
 
 
 def _identity(train: Latents, val: Latents | None, config: FitConfig, health: dict[str, Health]) -> dict[str, Any]:
-    """Return what must be the same for a fit to go on."""
+    """Return what must be the same for a fit to go on; when to stop may change."""
+    settings = {name: value for name, value in config.to_dict().items() if name != "patience"}
     return {
-        **config.to_dict(),
+        **settings,
         "pairs": _pairs_hash(train),
         "latents": {name: _hash([found.mean.numpy(), found.deviation.numpy()]) for name, found in health.items()},
         "validation pairs": _pairs_hash(val) if val is not None else None,

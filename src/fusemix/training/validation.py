@@ -1,5 +1,6 @@
 """How good the adapters are on held-out pairs: the number that chooses the epoch."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +37,12 @@ class Sides:
 
 @torch.inference_mode()
 def validate(adapters: Adapters, held: Sides) -> float:
-    """Mean recall both ways on the held-out pairs, unmixed, in [0, 100]."""
+    """Mean recall both ways on the held-out pairs, unmixed, in [0, 100]; NaN when an embedding is no number."""
     adapters.eval()
     x, y = (embed(side, latents) for side, latents in zip(adapters.sides, (held.x, held.y), strict=True))
     adapters.train()
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        return math.nan
     return mean_recall(x, y, (held.rows[0].cpu().numpy(), held.rows[1].cpu().numpy()))
 
 
