@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -290,6 +291,10 @@ def report(name: str, done: int, wrong: list[str], target: Callable[[int], bool]
     result(f"training: {name}, wrong of {done}", len(wrong), "0", target)
 
 
+def _count(small: bool, share: float, whole: int, few: int) -> int:
+    return few if small else round(share * whole)
+
+
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -297,28 +302,27 @@ def main() -> None:
     small = parser.parse_args().small
     torch.set_num_threads(1)  # threads do not survive a fork
     fit.SAVE_SECONDS = fit.SAVE_COST = 0.0
+    fit.matmul_rate = lambda *_: 1e11  # only shown, and a fifth of a second
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for precision in ("float32",) if small else ("float32", "bfloat16"):
+            share = 1.0 if precision == "float32" else 0.25
+            many = partial(_count, small, share)
             (folder / precision).mkdir()
             world = World(folder / precision, precision)
             points = [(at, after) for at in range(1, world.touches + 1) for after in (False, True)]
-            many = rng.sample(points, 4 if small else min(len(points), 200 if precision == "float32" else 50))
-            times = [rng.random() * world.seconds for _ in range(1 if small else 40)]
-            report(f"SIGKILL, {precision}", *kills(world, many, times))
-            report(f"three kills or more in an epoch, {precision}", *chains(world, 1 if small else 50, rng))
-            places = rng.sample(range(1, world.touches + 1), 3 if small else min(world.touches, 120))
+            picked = rng.sample(points, min(len(points), many(200, 4)))
+            times = [rng.random() * world.seconds for _ in range(many(40, 1))]
+            report(f"SIGKILL, {precision}", *kills(world, picked, times))
+            report(f"three kills or more in an epoch, {precision}", *chains(world, many(50, 1), rng))
+            places = rng.sample(range(1, world.touches + 1), min(world.touches, many(80, 3)))
             report(f"failing disk, {precision}", *faults(world, sorted(places)))
-            done, wrong, took = signals(world, 2 if small else 50, rng)
+            done, wrong, took = signals(world, many(80, 2), rng)
             report(f"SIGTERM and SIGINT, {precision}", done, wrong)
             print(f"# seconds to the exit: median {statistics.median(took):.2f}")
-            result(
-                f"training: slowest exit after a signal, s, {precision}",
-                round(max(took), 2),
-                "<= 10",
-                lambda v: v <= 10,
-            )
+            slowest = round(max(took), 2)
+            result(f"training: slowest exit after a signal, s, {precision}", slowest, "<= 10", lambda v: v <= 10)
         report("NaN batches", *poisoned(2 if small else 20, folder))
         report("steps at 100 times the learning rate", *hot(100 if small else 10_000))
         if not small:
