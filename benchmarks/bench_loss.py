@@ -195,7 +195,7 @@ if __name__ == "__main__":
         peak(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
         sys.exit()
     print(
-        f"# tiles of {tiles.SIDE} x {tiles.SIDE}, {tiles.KEEP / MIB:.0f} MiB of them at most kept for the backward pass"
+        f"# tiles of {tiles.SIDE} x {tiles.SIDE}, all kept for the backward pass up to {tiles.KEEP / MIB:.0f} MiB"
     )
     speed()
     memory()

@@ -90,7 +90,7 @@ class _InfoNCE(torch.autograd.Function):
             passes.add_gradients(a, b, ctx.scale, ctx.start, ctx.safe, totals, (dx, dy), kept)
         if ctx.group is not None:
             dist.all_reduce(dy, group=ctx.group)
-        dy = dy[own]
+            dy = dy[own]
         # 1 - p of the matching pair, without the subtraction
         weights = (torch.sigmoid(rows - matching) + torch.sigmoid(columns - matching))[own, None].to(dtype)
         factor = grad.double() * (ctx.scale / (2 * len(matching)))
