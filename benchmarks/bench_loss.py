@@ -194,9 +194,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["peak"]:
         peak(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
         sys.exit()
-    print(
-        f"# tiles of {tiles.SIDE} x {tiles.SIDE}, all kept for the backward pass up to {tiles.KEEP / MIB:.0f} MiB"
-    )
+    print(f"# tiles of {tiles.SIDE} x {tiles.SIDE}, all kept for the backward pass up to {tiles.KEEP / MIB:.0f} MiB")
     speed()
     memory()
     accuracy()
