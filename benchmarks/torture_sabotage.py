@@ -55,7 +55,7 @@ BUGS = [
         "tests/test_durable.py",
     ),
     Bug(
-        "no read back", "durable.py", "if not _holds(temporary, content):", "if False:", "tests/test_durable.py"
+        "no read back", "durable.py", "if not _holds(temporary, parts):", "if False:", "tests/test_durable.py"
     ),
     Bug(
         "an error of the disk swallowed", "durable.py",

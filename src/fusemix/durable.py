@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,22 +22,24 @@ FOREIGN_LEFTOVER_SECONDS = 24 * 3600
 PIECE = 8 * 2**20  # bytes that are compared at a time
 
 
-def write(path: Path, content: bytes) -> None:
-    """Commit `content` to `path`, whole or not at all.
+def write(path: Path, content: bytes, *more: memoryview) -> None:
+    """Commit `content`, and what follows it, to `path`, whole or not at all.
 
     Raises:
         OSError: the disk refused, or took the bytes and gave back others; names the path. What `path` held before is
             untouched.
     """
+    parts = memoryview(content), *more
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         # A short or silent failure of the write shows here, before the name exists.
-        if not _holds(temporary, content):
+        if not _holds(temporary, parts):
             raise OSError(errno.EIO, "what was read back differs from what was written; check the disk")
         temporary.replace(path)
         _sync_folder(path.parent)
@@ -47,15 +50,15 @@ def write(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _holds(path: Path, content: bytes) -> bool:
+def _holds(path: Path, parts: Sequence[memoryview]) -> bool:
     """Compare a file piece by piece: a checkpoint can have gigabytes, and need not be in memory twice."""
-    view, done = memoryview(content), 0
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            if piece != view[done : done + len(piece)]:
-                return False
-            done += len(piece)
-    return done == len(content)
+        for part in parts:
+            for start in range(0, len(part), PIECE):
+                wanted = part[start : start + PIECE]
+                if file.read(len(wanted)) != bytes(wanted):  # a memoryview would be compared number by number
+                    return False
+        return not file.read(1)
 
 
 def claim(folder: Path, format_: str, what: str) -> None:
