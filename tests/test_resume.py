@@ -204,6 +204,8 @@ def test_a_diverged_fit_names_the_batch_and_keeps_finite_checkpoints_only(tmp_pa
     tensors, record = checkpoint.read(tmp_path)
     assert record["step"] == at and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
     assert {name: len(ids) for name, ids in stopped.value.ids.items()} == {"x": 34, "y": 34}
+    assert json.loads((tmp_path / "diverged.json").read_text()) == stopped.value.ids
+    assert f"all of them are in {tmp_path / 'diverged.json'}" in str(stopped.value)
     known = [set(TRAIN.items[name].ids) for name in ("x", "y")]
     assert set(stopped.value.ids["x"]) <= known[0] and set(stopped.value.ids["y"]) <= known[1]
 

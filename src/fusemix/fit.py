@@ -1,5 +1,6 @@
 """Train two adapters on latents: FuseMix as published (arXiv 2312.10144, Algorithm 1). No encoder in sight."""
 
+import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from signal import SIGTERM
 import torch
 from torch import Tensor
 
+from fusemix import durable
 from fusemix.align.adapters import Adapter
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
+from fusemix.errors import DivergedError
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.feed import fits
@@ -25,6 +28,7 @@ from fusemix.training.step import Adapters, Trainer, compiling_pays
 SAVE_SECONDS = 60.0  # between checkpoints at least
 SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
+DIVERGED = "diverged.json"  # ids of the batch after which nothing was a number, by modality
 TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
@@ -69,7 +73,7 @@ def fit_adapters(
 
     Raises:
         DataError: pairs that cannot be fitted, or validation on a test split.
-        DivergedError: the loss is no number any more.
+        DivergedError: the loss is no number any more; `out` / diverged.json lists the batch.
         MismatchError: `out` holds the checkpoint of another fit.
         StoreError: `out` holds a damaged one.
         KeyboardInterrupt, SystemExit: Ctrl-C or SIGTERM, after the state was written to `out`.
@@ -107,6 +111,11 @@ def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progr
         # Several processes stop at the same step, or some would wait for the others for ever.
         with run.interrupts.held() if run.world > 1 else nullcontext():
             _train(run, out, progress, track)
+    except DivergedError as error:
+        if out is not None and run.rank == 0:
+            durable.write(out / DIVERGED, json.dumps(error.ids, indent=1).encode())
+            raise DivergedError(f"{error}; all of them are in {out / DIVERGED}", error.ids) from None
+        raise
     except (Interrupted, RuntimeError) as stopped:  # under torchrun the death of another process is a RuntimeError
         if out is not None and (isinstance(stopped, Interrupted) or run.world > 1):
             run.save(out)

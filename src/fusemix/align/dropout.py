@@ -33,10 +33,6 @@ class Dropout(nn.Module):
             return F.dropout(x, self.p)
         return x * cpu_mask(x.shape, self.p, x.dtype)
 
-    def extra_repr(self) -> str:
-        """Show p."""
-        return f"p={self.p}"
-
 
 def cpu_mask(shape: tuple[int, ...], p: float, dtype: torch.dtype) -> Tensor:
     """Return zeros with probability p, and 1 / (share that is kept) else."""
