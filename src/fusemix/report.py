@@ -213,7 +213,7 @@ def _used(model: FuseMix, seconds: dict[str, float]) -> str:
     blocks = "1 residual block" if config.depth == 1 else f"{config.depth} residual blocks"
     entries["adapters"] = f"{blocks} each, {config.dim} shared dimensions, {facts['parameters']:,} parameters"
     entries["mixing"] = (
-        f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one per batch of {config.batch_size}"
+        f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one per batch of {facts['batch_size']}"
         if config.alpha
         else "off"
     )
