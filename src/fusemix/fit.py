@@ -18,7 +18,7 @@ from fusemix.errors import DivergedError
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.feed import fits
-from fusemix.training.forecast import Forecast, forecast, matmul_rate, step_flops
+from fusemix.training.forecast import Forecast, forecast, kept_on, matmul_rate, step_flops
 from fusemix.training.interrupt import Interrupted, Interrupts
 from fusemix.training.journal import Journal, Meter, Track
 from fusemix.training.order import Order
@@ -138,7 +138,8 @@ def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast
     order = Order.of(len(train), config)
     dims = [train.items[name].rows.shape[1] for name in train.modalities]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        flops = step_flops(config, dims, order.batch_size)
+        kept = kept_on(device)
+        flops = step_flops(config, dims, order.batch_size, kept)
         compiled = compiling_pays(flops * order.steps * config.epochs, device)
         trainer = Trainer(Adapters(dims, config).to(device), config, device, compiled=compiled)
         small = 1.0 if device.type == "cuda" else TRIAL_FLOPS / flops  # a GPU would idle on few pairs
@@ -146,7 +147,7 @@ def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast
         batch = [torch.randn(rows, dim, device=device) for dim in dims]
         times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up
     gradients, update = (min(each) for each in zip(*times, strict=True))
-    seconds = gradients * flops / step_flops(config, dims, rows) + update
+    seconds = gradients * flops / step_flops(config, dims, rows, kept) + update
     precision = str(trainer.precision).removeprefix("torch.")
     return forecast(
         train, config, device, precision, matmul_rate(device, trainer.precision), seconds, fits(train, device)
@@ -170,7 +171,8 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
     journal = Journal(out if first else None, run.step, run.history, track if first else None)
     trainer, steps = run.trainer, run.order.steps
     limit = matmul_rate(trainer.device, trainer.precision) * run.world if out is not None else 0.0
-    meter = Meter(run.order.size, step_flops(run.config, trainer.dims, run.order.batch_size), limit)
+    flops = step_flops(run.config, trainer.dims, run.order.batch_size, kept_on(trainer.device))
+    meter = Meter(run.order.size, flops, limit)
     every = 1 if trainer.device.type == "cpu" else LOOK_STEPS
     saved, cost, note = time.monotonic(), 0.0, ""
     run.adapters.train()

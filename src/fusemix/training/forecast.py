@@ -91,7 +91,7 @@ def forecast(
     order = Order.of(len(latents), config)
     batch, steps = order.batch_size, order.steps
     number = 4 if precision == "float32" else 2
-    kept = 0 if device.type == "cuda" else KEEP
+    kept = kept_on(device)
     flops = step_flops(config, dims, batch, kept)
     total = flops * steps * config.epochs
     return Forecast(
@@ -114,6 +114,11 @@ def forecast(
     )
 
 
+def kept_on(device: torch.device) -> int:
+    """Return the bytes of logits up to which the loss keeps them on a device."""
+    return 0 if device.type == "cuda" else KEEP
+
+
 def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = KEEP) -> float:
     """Count the FLOPs of the matrix products of one step, forward and backward.
 
@@ -125,7 +130,7 @@ def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = K
         config: of the adapters.
         dims: widths of the latents x and y.
         batch: B, mixed pairs.
-        kept: bytes of logits up to which the loss keeps them from its forward pass, see `align.tiles`; on CUDA none.
+        kept: bytes of logits up to which the loss keeps them from its forward pass, see `kept_on`.
     """
     weights = sum(_sizes(config, dim)[0] for dim in dims)
     return 6.0 * weights * batch + (6.0 if 4 * batch**2 <= kept else 8.0) * batch**2 * config.dim
