@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import eigh
 from sklearn.linear_model import Ridge
 
-from fusemix.align.closed_form import CLOSED_FORMS, SHRINKAGES, ClosedForm, cca, fit_closed_forms, moments, ridge
+from fusemix.align.closed_form import CLOSED_FORMS, SHRINKAGES, ClosedForm, cca, cross_fit, fit_closed_forms, moments, ridge
 from fusemix.align.metrics import mean_recall
 
 
@@ -143,3 +143,15 @@ def test_held_out_pairs_are_added_and_not_summed_again():
     whole = moments(x.latents, y.latents, straight(6000))
     expected = ridge(whole, forms["ridge"].shrinkage)
     torch.testing.assert_close(forms["ridge"].map_x, expected.map_x, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_fitting_judges_every_pair_once_by_a_form_that_has_not_seen_its_group():
+    x, y = shared(90)
+    groups = np.arange(90) // 3
+    found = cross_fit(x, y, straight(90), groups, seed=1)
+    assert sorted(np.concatenate([held for held, _ in found]).tolist()) == list(range(90))
+    for held, form in found:
+        rest = np.setdiff1d(np.arange(90), held)
+        assert not set(groups[held]) & set(groups[rest])
+        alone = cca(moments(x, y, (rest, rest)), form.shrinkage)
+        torch.testing.assert_close(form.embed_x(x) @ form.embed_y(y).T, alone.embed_x(x) @ alone.embed_y(y).T)

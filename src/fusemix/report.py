@@ -1,60 +1,26 @@
 """One HTML file that shows what a model found: pictures, bars, curves, and what was used."""
 
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from fusemix import durable
 from fusemix.align.metrics import CUTOFFS
-from fusemix.curves import draw_curves, new_figure, rendered
-from fusemix.data.images import load_image
-from fusemix.data.items import located
+from fusemix.curves import draw_curves, new_figure
 from fusemix.data.latents import Latents
-from fusemix.data.media import IMAGE_SUFFIXES, ItemError
 from fusemix.evaluate import Evaluation
 from fusemix.index import Hit
 from fusemix.model import FuseMix
+from fusemix.page import inline, thumbnail, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"chance": "#b8bec9", "ridge": "#8fa3c4", "cca": "#5b78ad", "fusemix": "#d9480f"}
-THUMBNAIL = 96  # pixels
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c2330; --soft: #667085; --line: #e2e6ed; --paper: #fff; --card: #f6f8fb; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf1; --soft: #98a2b3; --line: #2b3444; --paper: #10151f; --card: #182130; }
-}
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem;
-  margin: 2.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; }
-p.lead, p.note, figcaption, .meta { color: var(--soft); margin: .2rem 0; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--soft); } th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-tr.own td { font-weight: 650; }
-.query { margin: 1.1rem 0 .4rem; font-weight: 600; }
-.hits { display: flex; flex-wrap: wrap; gap: .6rem; }
-.hit { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; width: 8.2rem; }
-.hit img { width: 96px; height: 96px; object-fit: contain; background: #fff; border-radius: .3rem; display: block;
-  margin: 0 auto; }
-.hit .label { font-size: .78rem; line-height: 1.25; margin-top: .35rem; overflow-wrap: anywhere; }
-.hit .meta { font-size: .75rem; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 24rem; background: #fff;
-  border: 1px solid var(--line); border-radius: .5rem; padding: .5rem; }
-.plots svg { width: 100%; height: auto; } figcaption { font-size: .85rem; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .8rem; overflow-x: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
-dt { color: var(--soft); } dd { margin: 0; }
-"""
 
 
 @dataclass(frozen=True)
@@ -103,20 +69,16 @@ def write_report(
         ),
     ]
     figures = "".join(
-        f"<figure>{_inline(figure)}<figcaption>{escape(text)}</figcaption></figure>" for figure, text in plots
+        f"<figure>{inline(figure)}<figcaption>{escape(text)}</figcaption></figure>" for figure, text in plots
     )
     answers = f"<h2>Queries</h2>{''.join(_example(e) for e in examples)}" if examples else ""
     after = f"<h2>Next</h2><pre>{escape(chr(10).join(commands))}</pre>" if commands else ""
-    html = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
-        f'<h1>{escape(title)}</h1><p class="lead">{escape(evaluation.caption())}</p>'
+    body = (
         f"{answers}<h2>Retrieval</h2>{_table(evaluation)}"
         f'<h2>Curves</h2><div class="plots">{figures}</div>'
-        f"<h2>What was used</h2>{_used(model, seconds)}{after}</body></html>\n"
+        f"<h2>What was used</h2>{_used(model, seconds)}{after}"
     )
-    durable.write(path, html.encode())
+    write_page(path, title, evaluation.caption(), body)
 
 
 def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6) -> list[Example]:
@@ -158,36 +120,13 @@ def recall_bars(evaluation: Evaluation) -> "Figure":
     return figure
 
 
-def _inline(figure: "Figure") -> str:
-    """Return a figure as SVG without the head of a file, so that it can stand in HTML."""
-    text = rendered(figure, "svg").decode()
-    return text[text.index("<svg") :]
-
-
 def _example(example: Example) -> str:
     hits = "".join(
-        f'<div class="hit">{_thumbnail(hit)}<div class="label">{escape(label)}</div>'
+        f'<div class="hit">{thumbnail(hit.path)}<div class="label">{escape(label)}</div>'
         f'<div class="meta">{hit.score:.3f}</div></div>'
         for hit, label in zip(example.hits, example.labels, strict=True)
     )
     return f'<div class="query">“{escape(example.query)}”</div><div class="hits">{hits}</div>'
-
-
-def _thumbnail(hit: Hit) -> str:
-    """Show the picture of a hit, re-encoded; nothing for a hit that is none or cannot be read."""
-    if hit.path is None:
-        return ""
-    source = located(Path(hit.path))
-    if isinstance(source, Path) and source.suffix.lower() not in IMAGE_SUFFIXES:
-        return ""
-    try:
-        image = load_image(source)
-    except ItemError:
-        return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    out = BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    return f'<img alt="" src="data:image/png;base64,{b64encode(out.getvalue()).decode()}">'
 
 
 def _table(evaluation: Evaluation) -> str:

@@ -6,7 +6,7 @@ fewer pairs than dimensions. How much is decided on a held-out fifth of the trai
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Protocol
 
 import numpy as np
@@ -215,6 +215,37 @@ def fit_closed_forms(
             chosen[name] = SHRINKAGES[int(np.argmax(scores))]
     whole = (part + rest).moments()
     return {name: form(whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
+
+
+def cross_fit(
+    x: Latents, y: Latents, pairs: Rows, groups: NDArray[np.int64], seed: int, *, form: str = "cca", folds: int = 5
+) -> list[tuple[NDArray[np.int64], ClosedForm]]:
+    """Fit a closed form on all folds but one, for each of them.
+
+    Args:
+        x: (N, Dx) latents of distinct items.
+        y: (M, Dy) latents of distinct items.
+        pairs: rows of x and of y that belong together, (P,) each.
+        groups: (P,) group of each pair; a group is dealt to one fold whole.
+        seed: deals the groups, and chooses the shrinkage as `fit_closed_forms` does.
+        form: of CLOSED_FORMS.
+        folds: at most as many as there are groups.
+
+    Returns:
+        For each fold its pairs (as numbers of 0..P-1, ascending) and the form that was fitted without them.
+    """
+    shrinkage = fit_closed_forms(x, y, pairs, groups, seed)[form].shrinkage
+    distinct, member = np.unique(groups, return_inverse=True)
+    folds = min(folds, len(distinct))
+    fold = (np.random.default_rng(seed).permutation(len(distinct)) % folds)[member]
+    about = _some_mean(x), _some_mean(y)
+    held = [np.flatnonzero(fold == i) for i in range(folds)]
+    sums = [_Sums.of(x, y, (pairs[0][rows], pairs[1][rows]), *about) for rows in held]
+    fitted = []
+    for i, rows in enumerate(held):
+        rest = [part for j, part in enumerate(sums) if j != i]
+        fitted.append((rows, CLOSED_FORMS[form](reduce(_Sums.__add__, rest).moments(), shrinkage)))
+    return fitted
 
 
 def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
