@@ -6,7 +6,16 @@ import torch
 from scipy.linalg import eigh
 from sklearn.linear_model import Ridge
 
-from fusemix.align.closed_form import CLOSED_FORMS, SHRINKAGES, ClosedForm, cca, cross_fit, fit_closed_forms, moments, ridge
+from fusemix.align.closed_form import (
+    CLOSED_FORMS,
+    SHRINKAGES,
+    ClosedForm,
+    cca,
+    cross_fit,
+    fit_closed_forms,
+    moments,
+    ridge,
+)
 from fusemix.align.metrics import mean_recall
 
 

@@ -21,4 +21,4 @@ def test_pairs_without_anything_in_common_agree_no_better_than_chance():
     rng = np.random.default_rng(0)
     x, y = (torch.from_numpy(rng.normal(size=(300, 40))) for _ in range(2))
     agreed = agreement(x, y, (np.arange(300), np.arange(300)), np.arange(300))
-    assert abs(agreed.mean()) < 0.03  # fitted on the pairs themselves it would be near 1
+    assert abs(agreed.mean()) < 0.06  # fitted on the pairs themselves it would be near 1
