@@ -1,11 +1,13 @@
 """FuseMix: one lam for both modalities, raw latents, the same pairing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from fusemix.align.adapters import Adapter
-from fusemix.align.mixup import PIECE, draw_lam, gather_mix, mix
+from fusemix.align.mixup import PIECE, draw_lam, gather_mix, mix, slerp
 from fusemix.config import paper
 from fusemix.data.latents import Latents
 from fusemix.training.feed import open_feed
@@ -65,7 +67,7 @@ def test_a_step_mixes_both_modalities_with_one_lam_and_one_pairing():
     for step in range(8):
         x, y = feed.batch(step)
         first, second = order.batch(step).reshape(2, 8)
-        lam = order.lam(step)
+        lam = order.lams(step)[0]
         lams.add(lam)
         expected = torch.from_numpy(lam * first + (1 - lam) * second).float()
         assert x.shape == (8, 3) and y.shape == (8, 5)
@@ -97,3 +99,34 @@ def small(alpha):
     from dataclasses import replace
 
     return replace(paper(seed=0), dim=4, depth=1, alpha=alpha, batch_size=8, epochs=2, warmup_steps=2)
+
+
+@pytest.mark.parametrize(("mixing", "sides", "rows"), [
+    ("shared", True, True), ("separate", False, True), ("sample", True, False), ("spherical", True, True),
+])  # fmt: skip
+def test_who_shares_a_lam(mixing, sides, rows):
+    """Latents on a line show the lam of every row: 0 for one parent, 1 for the other."""
+    train = Latents.from_arrays(x=np.tile([[0.0], [1.0]], (32, 1)), y=np.tile([[0.0], [1.0]], (32, 1)))
+    order = Order.of(64, replace(paper(0), batch_size=32, mixing=mixing))
+    lams = [np.broadcast_to(lam, order.batch_size) for lam in order.lams(3)]
+    feed = open_feed(train, order, torch.device("cpu"))
+    first, second = (half % 2 for half in order.batch(3).reshape(2, -1))
+    for lam, mixed in zip(lams, feed.batch(3), strict=True):
+        np.testing.assert_allclose(mixed[:, 0].numpy(), lam * first + (1 - lam) * second, atol=1e-6)
+    assert np.array_equal(lams[0], lams[1]) == sides
+    assert (len(set(lams[0].tolist())) == 1) == rows
+
+
+def test_a_spherical_mix_follows_the_arc():
+    first, second = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    mixed = slerp(first, second, 0.25)  # a quarter of the way from the second to the first: 22.5 degrees of 90
+    torch.testing.assert_close(mixed.norm(), torch.tensor(3.5))
+    torch.testing.assert_close(torch.atan2(mixed[0, 1], mixed[0, 0]), torch.tensor(np.pi * 67.5 / 180).float())
+    for lam, parent in ((1.0, first), (0.0, second)):
+        torch.testing.assert_close(slerp(first, second, lam), parent)
+
+
+def test_where_there_is_no_one_arc_the_mix_is_straight():
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0], [3.0, 1.0]])
+    second = torch.tensor([[-1.0, 0.0], [2.0, 0.0], [1.0, 1.0], [3.0, 1.0]])
+    torch.testing.assert_close(slerp(first, second, 0.3), 0.3 * first + 0.7 * second)

@@ -50,16 +50,16 @@ def test_the_batch_is_as_near_to_the_one_asked_for_as_it_goes():
 
 def test_the_order_is_a_formula_of_seed_epoch_and_step():
     got = order(300)
-    assert np.array_equal(got.batch(17), order(300).batch(17)) and got.lam(17) == order(300).lam(17)
+    assert np.array_equal(got.batch(17), order(300).batch(17)) and got.lams(17)[0] == order(300).lams(17)[0]
     assert not np.array_equal(got.batch(17), got.batch(17 + got.steps))
     assert not np.array_equal(got.batch(17), order(300, seed=1).batch(17))
-    assert got.lam(17) != got.lam(18) and order(300, alpha=0.0).lam(17) == 1.0
+    assert got.lams(17)[0] != got.lams(18)[0] and order(300, alpha=0.0).lams(17)[0] == 1.0
 
 
 def test_lam_follows_beta():
     for alpha in (0.2, 1.0, 4.0):
         got = order(300, alpha=alpha)
-        draws = np.array([got.lam(step) for step in range(4_000)])
+        draws = np.array([got.lams(step)[0] for step in range(4_000)])
         assert 0 <= draws.min() and draws.max() <= 1 and abs(draws.mean() - 0.5) < 0.02
         assert abs(draws.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
 

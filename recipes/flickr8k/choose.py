@@ -16,8 +16,9 @@ import torch
 import fusemix as fm
 from fusemix.config import FitConfig, scaled
 from fusemix.evaluate import score
-from fusemix.fit import embed, fit_adapters
+from fusemix.fit import fit_adapters
 from fusemix.progress import silent
+from fusemix.training.validation import embed
 
 
 def variants(default: FitConfig) -> dict[str, FitConfig]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fusemix.errors import DataError, choices
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+MIXINGS = ("shared", "separate", "sample", "spherical")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,13 @@ class FitConfig:
         expansion: inner width of a block, as a multiple of the latent dim D.
         dropout: probability inside a block, in [0, 1).
         input_dropout: probability that a latent dimension is set to its mean (to 0 without `standardize`), in [0, 1).
-        alpha: lam ~ Beta(alpha, alpha), one draw per batch; 0 turns mixing off.
+        alpha: lam ~ Beta(alpha, alpha); 0 turns mixing off.
+        mixing: who shares a lam: "shared", one per batch for both modalities, is FuseMix. The others are what it is
+            compared with: "separate", one for each modality; "sample", one per pair; "spherical", one per batch, and
+            mixed along the arc between the two latents (see `align.mixup`).
+        noise: deviation of Gaussian noise on the latents, in deviations of each dimension (in the latents' own units
+            without `standardize`); 0 is none.
+        quantize: bins of randomised quantisation (see `align.augment`), at least 2 to leave anything; 0 is none.
         batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved. The pairs of an epoch are
             dealt into equal batches, as near to this as they go.
         epochs: passes over the training pairs.
@@ -41,6 +48,9 @@ class FitConfig:
     dropout: float
     input_dropout: float
     alpha: float
+    mixing: Literal["shared", "separate", "sample", "spherical"]
+    noise: float
+    quantize: int
     batch_size: int
     epochs: int
     lr: float
@@ -58,14 +68,15 @@ class FitConfig:
         for name in ("dim", "expansion", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("depth", "alpha", "warmup_steps", "weight_decay", "patience"):
+        for name in ("depth", "alpha", "noise", "quantize", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
-        if self.precision not in PRECISIONS:
-            raise DataError(f"no precision {self.precision!r} for a fit; {choices(self.precision, PRECISIONS)}")
+        for name, known in (("mixing", MIXINGS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise DataError(f"no {name} {getattr(self, name)!r} for a fit; {choices(getattr(self, name), known)}")
         if not self.lr > 0:
             raise DataError(f"lr must be positive, got {self.lr}")
 
@@ -93,9 +104,9 @@ def paper(seed: int) -> FitConfig:
     millions of pairs: on a few thousand its 500 epochs and batch are far from the best, see `scaled`.
     """
     return FitConfig(
-        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, batch_size=20_480, epochs=500,
-        lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False,
-        patience=0, precision="auto", seed=seed,
+        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared", noise=0.0,
+        quantize=0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1,
+        temperature=0.07, standardize=False, patience=0, precision="auto", seed=seed,
     )  # fmt: skip
 
 
@@ -126,6 +137,7 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
     epochs = min(max(round(steps * loaded / max(pairs, 1)), 10), 200)
     return FitConfig(
         dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
-        input_dropout=0.3, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50,
-        schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, patience=0, precision="auto", seed=seed,
+        input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, batch_size=batch_size, epochs=epochs,
+        lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, patience=0,
+        precision="auto", seed=seed,
     )  # fmt: skip

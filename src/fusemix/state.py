@@ -17,7 +17,7 @@ from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError
 
-FORMAT = "fusemix-model-3"
+FORMAT = "fusemix-model-4"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fusemix.align.augment import GaussianNoise, RandomQuantization
 from fusemix.align.dropout import Dropout
 from fusemix.config import FitConfig
 
@@ -43,7 +44,9 @@ class Adapter(nn.Module):
         super().__init__()
         self.register_buffer("shift", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
-        self.input_dropout = Dropout(config.input_dropout)
+        self.augment = nn.Sequential(
+            RandomQuantization(config.quantize), GaussianNoise(config.noise), Dropout(config.input_dropout)
+        )
         self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(latent_dim)
         self.project = nn.Linear(latent_dim, config.dim)
@@ -60,6 +63,6 @@ class Adapter(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Embed latents: (B, D) -> (B, S), unit norm."""
-        x = self.blocks(self.input_dropout((latents - self.shift) * self.scale))
+        x = self.blocks(self.augment((latents - self.shift) * self.scale))
         # Lengths are float32 also under autocast: half precision loses small ones.
         return F.normalize(self.project(self.norm(x)).float(), dim=-1)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusemix.align.mixup import gather_mix
+from fusemix.align.mixup import gather_mix, slerp
 from fusemix.data.latents import Latents
 from fusemix.data.rows import LatentRows
 from fusemix.training.order import Order
@@ -102,6 +102,24 @@ class _Shares:
         halves = self.order.batch(step).reshape(-1, self.order.batch_size)
         return [half[self.mine] for half in halves]
 
+    def lams(self, step: int) -> list[float | Tensor]:
+        """Return what weighs the first parents of x and of y: a number, or (b, 1) on the device."""
+        return [
+            lam if isinstance(lam, float) else torch.from_numpy(lam[self.mine, None]).to(self.device)
+            for lam in self.order.lams(step)
+        ]
+
+    def _mix(self, latents: Tensor, parents: list[Tensor], lam: float | Tensor, out: Tensor) -> Tensor:
+        """Mix the rows of two parents, or take those of one."""
+        if len(parents) == 1:
+            return out.copy_(latents[parents[0]])
+        if self.order.mixing == "spherical":
+            assert isinstance(lam, float)
+            return out.copy_(slerp(latents[parents[0]].float(), latents[parents[1]].float(), lam))
+        if isinstance(lam, Tensor):
+            return torch.lerp(latents[parents[1]].float(), latents[parents[0]].float(), lam, out=out)
+        return gather_mix(latents, parents[0], parents[1], lam, out)
+
 
 class Resident(_Shares):
     """All latents lie on the device; a step gathers and mixes. A thread draws the order of the next epoch."""
@@ -122,10 +140,9 @@ class Resident(_Shares):
         if self.device.type == "cuda":
             numbers = numbers.pin_memory()  # else the copy would wait until the GPU has done all it was told
         parents = list(numbers.to(self.device, non_blocking=True))
-        lam = self.order.lam(step)
         x, y = (
-            _mix(latents, [places[rows] for rows in parents], lam, out)
-            for latents, places, out in zip(self.tensors, self.places, self.mixed, strict=True)
+            self._mix(latents, [places[rows] for rows in parents], lam, out)
+            for latents, places, lam, out in zip(self.tensors, self.places, self.lams(step), self.mixed, strict=True)
         )
         return x, y
 
@@ -155,10 +172,9 @@ class Streamed(_Shares):
         if self.stream is not None:
             for latents in loaded:  # their memory is not given away before this step has used it
                 latents.record_stream(torch.cuda.current_stream(self.device))
-        lam = self.order.lam(step)
         x, y = (
-            _mix(latents, list(torch.split(torch.arange(len(latents), device=self.device), len(out))), lam, out)
-            for latents, out in zip(loaded, self.mixed, strict=True)
+            self._mix(latents, list(torch.split(torch.arange(len(latents), device=self.device), len(out))), lam, out)
+            for latents, lam, out in zip(loaded, self.lams(step), self.mixed, strict=True)
         )
         return x, y
 
@@ -196,10 +212,3 @@ def _read_rows(latents: LatentRows, rows: NDArray[np.int64], pinned: bool) -> Te
     out = torch.empty(len(rows), latents.shape[1], dtype=latents.dtype, pin_memory=pinned)
     latents.read(rows, out)
     return out
-
-
-def _mix(latents: Tensor, parents: list[Tensor], lam: float, out: Tensor) -> Tensor:
-    """Mix the rows of two parents, or take those of one."""
-    if len(parents) == 1:
-        return out.copy_(latents[parents[0]])
-    return gather_mix(latents, parents[0], parents[1], lam, out)

@@ -26,6 +26,7 @@ class Order:
         size: pairs loaded in a step; with mixing an even number, of which half enters the loss.
         steps: per epoch.
         alpha: of the mixing; 0 is none.
+        mixing: who shares a lam, see `FitConfig`.
         seed: of everything.
         block: neighbours that stay together on their way from the disk; 1 is a fully random order.
     """
@@ -36,6 +37,7 @@ class Order:
     alpha: float
     seed: int
     block: int = 1
+    mixing: str = "shared"
 
     @classmethod
     def of(cls, pairs: int, config: FitConfig, block: int = 1) -> "Order":
@@ -46,7 +48,7 @@ class Order:
         halves = 2 if config.alpha > 0 else 1
         steps = max(1, int(pairs / (max(2, config.batch_size) * halves) + 0.5))
         size = max(2, -(-pairs // (steps * halves))) * halves
-        return cls(pairs, size, steps, config.alpha, config.seed, block)
+        return cls(pairs, size, steps, config.alpha, config.seed, block, config.mixing)
 
     @property
     def batch_size(self) -> int:
@@ -76,9 +78,20 @@ class Order:
             return _shuffled(self.seed, epoch, self.pairs)
         return _shuffled_blocks(self.seed, epoch, self.pairs, self.block)
 
-    def lam(self, step: int) -> float:
-        """Draw the one lam of a step, in [0, 1]; 1 without mixing."""
-        return draw_lam(self.alpha, _stream(self.seed, _LAM, step)) if self.alpha > 0 else 1.0
+    def lams(self, step: int) -> tuple[float, float] | tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Draw the lam of x and that of y of a step, in [0, 1]: one number for both, unless `mixing` says otherwise.
+
+        Returns:
+            1 without mixing; with "sample" (B,) each.
+        """
+        if self.alpha == 0:
+            return 1.0, 1.0
+        rng = _stream(self.seed, _LAM, step)
+        if self.mixing == "sample":
+            each = rng.beta(self.alpha, self.alpha, self.batch_size).astype(np.float32)
+            return each, each
+        lam = draw_lam(self.alpha, rng)
+        return lam, draw_lam(self.alpha, rng) if self.mixing == "separate" else lam
 
 
 def dropout_seed(seed: int, step: int, *place: int) -> int:
