@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusemix.index import Hit, Index
     from fusemix.model import FuseMix, open_index
     from fusemix.sound import Sound
+    from fusemix.studies import study
 
 _HOME = {
     "Encoder": "fusemix.encoders",
@@ -34,6 +35,7 @@ _HOME = {
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",
     "read_pairs": "fusemix.data.pairs",
+    "study": "fusemix.studies",
 }
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "open_index",
     "open_latents",
     "read_pairs",
+    "study",
 ]
 
 

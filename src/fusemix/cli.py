@@ -37,6 +37,7 @@ from fusemix.arguments import (
     named,
 )
 from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
+from fusemix.verbs.study import study
 
 if TYPE_CHECKING:
     from fusemix.terminal import Bars
@@ -342,6 +343,9 @@ def search(
     show_hits(hits)
 
 
+app.command(epilog="Example: fusemix study latents/ -o study/ --only quantity,diversity")(study)
+
+
 def _bars(quiet: bool) -> "Bars":
     from fusemix.terminal import Bars
 
@@ -370,6 +374,6 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code in (130, 143):
             # Of all verbs these go on where they were; under torchrun nobody knows here how it was started.
-            goes_on = sys.argv[1:2] in (["extract"], ["fit"]) and "TORCHELASTIC_RUN_ID" not in os.environ
+            goes_on = sys.argv[1:2] in (["extract"], ["fit"], ["study"]) and "TORCHELASTIC_RUN_ID" not in os.environ
             complain("interrupted" + (f"; to go on: {shlex.join(['fusemix', *sys.argv[1:]])}" if goes_on else ""))
         raise
