@@ -1,6 +1,7 @@
 """Studies: the paper's analyses of quantity, quality and diversity on any latents, with seeds and intervals."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -8,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fusemix import durable
+from fusemix.data.latents import Latents
 from fusemix.data.store import difference as named_difference
 from fusemix.errors import DataError, MismatchError, StoreError
 from fusemix.progress import Progress, silent
-from fusemix.studies.findings import findings
+from fusemix.studies.findings import Finding, caption, findings
 from fusemix.studies.page import write_study
 from fusemix.studies.plan import Arm, Plan, make_plan
 from fusemix.studies.points import Point, gather
 from fusemix.studies.runner import open_pool, run_all
 from fusemix.studies.trials import Numbers, Pool, Trial
+from fusemix.training.device import find_device
 
 FACTS = "study.json"
 FORMAT = "fusemix-study-1"
@@ -41,14 +45,18 @@ class Study:
     facts: dict[str, Any]
 
     @property
-    def findings(self) -> list[str]:
+    def findings(self) -> list[Finding]:
         """What was found, in words."""
-        return findings(self.points, self.facts["measured"])
+        return findings(self.points)
+
+    def __str__(self) -> str:
+        said = [line for found in self.findings for line in (found.verdict, f"    {found.detail}")]
+        return "\n".join([caption(self.facts["measured"]), *said])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         points = [{**asdict(p), "values": list(p.values.values()), "mean": p.mean, "half": p.half} for p in self.points]
-        return {"facts": self.facts, "points": points, "findings": self.findings}
+        return {"facts": self.facts, "points": points, "findings": [found._asdict() for found in self.findings]}
 
 
 @dataclass(frozen=True)
@@ -154,9 +162,18 @@ def study(
         told(gather(arms, done), len(done), len(planned.trials))
 
     run_all(planned.trials, planned.folders, picks, folder, jobs, device, tell)
-    found = Study(arms, done, gather(arms, done), planned.facts)
+    facts = {**planned.facts, "device": _device_name(find_device(device), jobs)}
+    found = Study(arms, done, gather(arms, done), facts)
     write_study(found.points, found.facts, done, folder)
     return found
+
+
+def _device_name(device: torch.device, jobs: int) -> str:
+    """Say whose seconds are told."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def _picks(planned: Planned, out: Path, progress: Progress) -> dict[str, Numbers]:
@@ -218,10 +235,15 @@ def _names(pools: Sequence[Pool], folders: Sequence[Path]) -> list[str]:
     return names if differ and len(set(names)) == len(names) else [folder.name for folder in folders]
 
 
-def _hash(latents: Any) -> str:
-    parts = [latents.rows[name].tobytes() for name in latents.modalities]
-    names = json.dumps([latents.items[name].encoder for name in latents.modalities], sort_keys=True, default=str)
-    return sha256(b"".join([*parts, names.encode()])).hexdigest()[:16]
+def _hash(latents: Latents) -> str:
+    """Tell pairs, and the encoders of their latents, from any others."""
+    found = sha256()
+    for name in latents.modalities:
+        items = latents.items[name]
+        found.update(json.dumps([name, items.encoder], sort_keys=True, default=str).encode())
+        found.update("\n".join(items.ids).encode())
+        found.update(latents.rows[name].tobytes())
+    return found.hexdigest()[:16]
 
 
 __all__ = ["Arm", "Planned", "Point", "Study", "plan_study", "study"]

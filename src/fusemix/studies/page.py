@@ -12,7 +12,7 @@ from fusemix import durable
 from fusemix.curves import new_figure, rendered
 from fusemix.page import inline, write_page
 from fusemix.studies.efficiency import own_cost, table
-from fusemix.studies.findings import findings
+from fusemix.studies.findings import caption, findings
 from fusemix.studies.points import METRIC, Point
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def write_study(points: Sequence[Point], facts: dict[str, Any], done: dict[str, 
             figures[study] = draw(study, own)
             for form in ("png", "svg"):
                 durable.write(folder / f"{study}.{form}", rendered(figures[study], form))
-    said = findings(points, facts["measured"])
-    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in said[1:])
+    words = "".join(
+        f'<p><b>{escape(found.verdict)}</b></p><p class="note">{escape(found.detail)}</p>' for found in findings(points)
+    )
     plots = "".join(
         f"<figure>{inline(figure)}<figcaption>{escape(study)}</figcaption></figure>"
         for study, figure in figures.items()
@@ -64,12 +65,12 @@ def write_study(points: Sequence[Point], facts: dict[str, Any], done: dict[str, 
     cost = own_cost(done.values(), facts.get("device", ""))
     chosen = f"Every fit keeps the epoch that is best on {facts['epochs chosen on']}."
     body = (
-        f"<h2>What was found</h2><ul>{words}</ul>"
+        f"<h2>What was found</h2>{words}"
         f'<h2>Curves</h2><div class="plots">{plots}</div>'
         f"<h2>Every point</h2>{_table(_rows(points))}"
         f'<h2>What it costs</h2>{_table(table(cost))}<p class="note">{escape(chosen)}</p>'
     )
-    write_page(folder / "report.html", "A study of these data", said[0], body)
+    write_page(folder / "report.html", "A study of these data", caption(facts["measured"]), body)
 
 
 def draw(study: str, points: Sequence[Point]) -> "Figure":
@@ -91,6 +92,7 @@ def _draw_lines(axes: "Axes", study: str, points: Sequence[Point]) -> None:
         xs, means = [float(point.x) for point in own], [point.mean for point in own]
         halves = [0.0 if math.isnan(point.half) else point.half for point in own]
         axes.errorbar(xs, means, yerr=halves, color=colour, marker="o", markersize=4, capsize=2, label=variant)
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     if study in LOGARITHMIC:
         axes.set_xscale("log", base=2)
         ticks = sorted({float(point.x) for point in points})

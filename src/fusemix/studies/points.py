@@ -10,7 +10,7 @@ import numpy as np
 from fusemix.studies.plan import Arm
 
 METRIC = "R@1"
-# Student's t at 97.5 % for 1, 2, ... degrees of freedom; beyond them the normal quantile with its first correction.
+# Student's t at 97.5 % for 1, 2, ... degrees of freedom; beyond them its expansion about the normal.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
@@ -97,5 +97,5 @@ def half_width(values: Sequence[float]) -> float:
     if count < 2:
         return math.nan
     degrees = count - 1
-    t = _T[degrees - 1] if degrees <= len(_T) else 1.96 + 2.37 / degrees
+    t = _T[degrees - 1] if degrees <= len(_T) else 1.96 + 2.37 / degrees + 2.82 / degrees**2
     return t * float(np.std(values, ddof=1)) / math.sqrt(count)

@@ -73,8 +73,7 @@ def study(
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
         return
-    for sentence in found.findings:
-        say(sentence)
+    say(str(found))
     say(f"report: {out / 'report.html'}; every point: {out / 'study.csv'}")
 
 
@@ -87,6 +86,8 @@ def _numbers(words: str | None) -> list[int] | None:
 
 def _forecast(planned: "Planned", jobs: int, device: str | None, as_json: bool) -> str:
     """Say how many fits there are, and how long they take by the forecast of one."""
+    import numpy as np
+
     from fusemix.fit import foresee
     from fusemix.terminal import duration
     from fusemix.training.device import find_device
@@ -99,7 +100,7 @@ def _forecast(planned: "Planned", jobs: int, device: str | None, as_json: bool) 
     train = planned.pool.train
     seconds = {}
     for shape, trial in largest.items():
-        cost = foresee(train.take(_first(trial.pairs)), trial.config(), find_device(device))
+        cost = foresee(train.take(np.arange(trial.pairs)), trial.config(), find_device(device))
         seconds[shape] = cost.seconds / cost.steps
     total = 0.0
     for trial in trials:
@@ -120,12 +121,6 @@ def _forecast(planned: "Planned", jobs: int, device: str | None, as_json: bool) 
         "time; nothing was written"
     )
     return "\n".join(lines)
-
-
-def _first(count: int) -> Any:
-    import numpy as np
-
-    return np.arange(count)
 
 
 class _Live:
