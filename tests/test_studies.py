@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from fusemix.data.pairs import read_pairs
 from fusemix.errors import DataError, FusemixError, MismatchError, StoreError
@@ -113,10 +112,3 @@ def test_nothing_is_trained_on_what_is_measured(folders):
 def test_no_folder_is_an_error():
     with pytest.raises(DataError, match="needs a folder of latents"):
         plan_study([])
-
-
-def test_threads_are_shared_among_the_jobs(monkeypatch):
-    seen = []
-    monkeypatch.setattr(torch, "set_num_threads", seen.append)
-    runner._begin(3)
-    assert seen == [3]

@@ -3,10 +3,12 @@
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -49,7 +51,7 @@ def run_all(
         if trial.key in done:
             told(trial, done[trial.key])
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    spawn = multiprocessing.get_context("spawn")
+    spawn, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, spawn, _begin, (threads,)) as processes, path.open("a") as file:
         futures = {processes.submit(_work, trial, tuple(folders), picks, device): trial for trial in todo}
         try:
@@ -62,9 +64,9 @@ def run_all(
                 done[trial.key] = figures
                 told(trial, figures)
         except BaseException:
-            processes.shutdown(wait=False, cancel_futures=True)
-            for process in list(processes._processes.values()):
+            for process in set(multiprocessing.active_children()) - others:  # their fits are lost, and done again later
                 process.terminate()
+            processes.shutdown(wait=False, cancel_futures=True)
             raise
     return {trial.key: done[trial.key] for trial in trials}
 
@@ -79,7 +81,17 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _begin(threads: int) -> None:
+    """Prepare a process: Ctrl-C is for the one that gives the work, and none outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(trial: Trial, folders: tuple[Path, ...], picks: dict[str, Numbers], device: str | None) -> dict[str, Any]:
