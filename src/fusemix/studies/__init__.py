@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Study:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        points = [{**asdict(p), "values": list(p.values.values()), "mean": p.mean, "half": p.half} for p in self.points]
+        points = [point.to_dict() for point in self.points]
         return {"facts": self.facts, "points": points, "findings": [found._asdict() for found in self.findings]}
 
 

@@ -27,12 +27,13 @@ AXES = {
     "diversity": "training pairs",
     "batch": "pairs in the loss",
     "depth": "residual blocks per adapter",
+    "expansion": "inner width of a block, in widths of the latent",
     "dim": "width of the shared space",
     "dropout": "dropout inside the blocks",
     "augmentation": "",
     "encoders": "",
 }
-LOGARITHMIC = ("quantity", "diversity", "batch", "dim")
+LOGARITHMIC = ("quantity", "diversity", "batch", "expansion", "dim")
 
 
 def write_study(points: Sequence[Point], facts: dict[str, Any], done: dict[str, dict[str, Any]], folder: Path) -> None:

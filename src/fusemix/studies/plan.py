@@ -184,7 +184,7 @@ def _batch(plan: Plan, seed: int) -> list[Arm]:
 
 def _adapter(plan: Plan, seed: int) -> list[Arm]:
     default = _trial(plan, seed).config()
-    axes = {"depth": (0, 1, 2, 4), "dim": (128, 256, 512, 1024), "dropout": (0.0, 0.3, 0.6)}
+    axes = {"depth": (0, 1, 2, 4), "expansion": (1, 2, 4), "dim": (128, 256, 512, 1024), "dropout": (0.0, 0.3, 0.6)}
     return [
         Arm(name, FUSEMIX, value, _trial(plan, seed, settings={} if value == getattr(default, name) else {name: value}))
         for name, values in axes.items()

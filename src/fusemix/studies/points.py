@@ -42,6 +42,18 @@ class Point:
         """Half the width of the 95 % interval of the mean; NaN with fewer than two seeds."""
         return half_width(list(self.values.values()))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON; what is not known is None."""
+        numbers = {"mean": self.mean, "half": self.half, "seconds": self.seconds}
+        known = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        return {
+            "study": self.study,
+            "variant": self.variant,
+            "x": self.x,
+            "values": list(self.values.values()),
+            **known,
+        }
+
 
 @dataclass(frozen=True)
 class Difference:
