@@ -9,7 +9,7 @@ import numpy as np
 from fusemix.studies.plan import FUSEMIX, PLAIN
 from fusemix.studies.points import METRIC, Point, difference
 
-MORE = 1000  # pairs whose worth is told
+MORE = 1000  # pairs whose worth is told, where there are as many; else a hundred, or ten
 
 
 class Finding(NamedTuple):
@@ -52,10 +52,11 @@ def _quantity(own: Sequence[Point], _: Sequence[Point]) -> list[Finding]:
     if len(curve) > 1:
         first, before, last = curve[0], curve[-2], curve[-1]
         slope = (last.mean - before.mean) / math.log2(float(last.x) / float(before.x))
-        worth = slope * math.log2((float(last.x) + MORE) / float(last.x))
+        more = min(MORE, 10 ** int(math.log10(float(last.x))))
+        worth = slope * math.log2((float(last.x) + more) / float(last.x))
         said.append(
             Finding(
-                f"{MORE:,} more pairs are worth about {worth:+.2f} {METRIC}, if the curve goes on as it does.",
+                f"{more:,} more pairs are worth about {worth:+.2f} {METRIC}, if the curve goes on as it does.",
                 f"{FUSEMIX} goes from {first.mean:.1f} with {first.x:,} pairs to {last.mean:.1f} with {last.x:,}; "
                 f"of late a doubling brings {slope:+.1f}.",
             )
