@@ -169,3 +169,18 @@ def test_the_model_leaves_the_training_latents_untouched(latents):
     before = latents["image"].latents.clone()
     fm.FuseMix(dim=8, epochs=1).fit(latents.only("train"))
     assert torch.equal(before, latents["image"].latents)
+
+
+def test_any_setting_of_a_fit_can_be_given_by_name(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(40, 5))
+    given = {"mixing": "sample", "noise": 0.2, "input_dropout": 0.0}
+    model = fm.FuseMix(dim=8, epochs=2, settings=given).fit(x, y)
+    assert {name: getattr(model.config_, name) for name in given} == given
+    assert clone(model).settings == given
+    model.save(tmp_path / "m")
+    assert fm.FuseMix.load(tmp_path / "m").settings == given
+    with pytest.raises(DataError, match="a fit has no setting 'nois'; .* did you mean 'noise'"):
+        fm.FuseMix(settings={"nois": 0.2}).fit(x, y)
+    with pytest.raises(DataError, match="no mixing 'both' for a fit; found: shared, separate, sample, spherical"):
+        fm.FuseMix(settings={"mixing": "both"}).fit(x, y)

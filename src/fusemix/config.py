@@ -1,7 +1,8 @@
 """What a fit was told to do: one frozen dataclass, saved with its result, and the two recipes that fill it."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from fusemix.errors import DataError, choices
@@ -84,17 +85,27 @@ class FitConfig:
         """Return the plain values, for JSON."""
         return asdict(self)
 
+    def changed(self, values: Mapping[str, Any]) -> "FitConfig":
+        """Return these settings with some of them replaced; an unknown name is an error."""
+        _names(values)
+        return replace(self, **values)
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "FitConfig":
         """Build a config from saved values; an unknown or a missing key is an error, never a silent default."""
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise DataError(f"a fit has no setting {name!r}; {choices(name, sorted(known))}")
-        missing = known - set(values)
+        missing = _names(values) - set(values)
         if missing:
             raise DataError(f"the saved settings lack {', '.join(sorted(missing))}; was the file written by fusemix?")
         return cls(**values)
+
+
+def _names(given: Iterable[str]) -> set[str]:
+    """Return the names of all settings; refuse another one."""
+    known = {field.name for field in fields(FitConfig)}
+    for name in given:
+        if name not in known:
+            raise DataError(f"a fit has no setting {name!r}; {choices(name, sorted(known))}")
+    return known
 
 
 def paper(seed: int) -> FitConfig:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +35,7 @@ from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
 SETTINGS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "patience", "precision")
-PARAMETERS = (*SETTINGS, "recipe", "seed", "device")
+PARAMETERS = (*SETTINGS, "settings", "recipe", "seed", "device")
 
 
 class FuseMix:
@@ -54,6 +53,7 @@ class FuseMix:
         lr: peak learning rate.
         patience: stop when so many validations in a row brought no gain; 0 never stops early.
         precision: "float32", "bfloat16", or "auto", what the device multiplies fastest natively.
+        settings: any others of `config.FitConfig` by name, such as {"noise": 0.5, "mixing": "sample"}.
         recipe: "scaled" sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the
             released run (`config.paper`).
         seed: the same seed gives the same weights on the same machine.
@@ -93,6 +93,7 @@ class FuseMix:
         lr: float | None = None,
         patience: int | None = None,
         precision: str | None = None,
+        settings: dict[str, Any] | None = None,
         recipe: str = "scaled",
         seed: int = 0,
         device: str | None = None,
@@ -106,6 +107,7 @@ class FuseMix:
         self.lr = lr
         self.patience = patience
         self.precision = precision
+        self.settings = settings
         self.recipe = recipe
         self.seed = seed
         self.device = device
@@ -137,7 +139,7 @@ class FuseMix:
         if self.recipe not in recipes:
             raise DataError(f"no recipe {self.recipe!r}; {choices(self.recipe, recipes)}")
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
-        return replace(recipes[self.recipe](), **given)
+        return recipes[self.recipe]().changed({**given, **(self.settings or {})})
 
     def fit(
         self,
