@@ -79,6 +79,10 @@ def _accounts(inspection: Inspection) -> str:
     return f"<h2>Items</h2><table><tr>{head}</tr>{lines}</table>"
 
 
+def _link(number: int, finding: Finding) -> str:
+    return f'<a href="#f{number}">{_title(finding)}</a>' if finding.concerns else _title(finding)
+
+
 def _title(finding: Finding) -> str:
     return escape(f"{finding.modality}: {finding.kind}" if finding.modality else finding.kind)
 
@@ -106,7 +110,7 @@ def _concern(shown: "_Shown", concern: Concern) -> str:
     if concern.item is not None:
         sides = [shown.item(*place) for place in (concern.item, concern.other) if place is not None]
     else:
-        sides = [shown.row(row) for row in rows]
+        sides = list(dict.fromkeys(shown.row(row) for row in rows))  # the same pair twice is shown once
     facts = [f"{concern.score:.3f}"] if concern.score is not None else []
     facts += [concern.message] if concern.message else []
     facts += [("row " if len(rows) == 1 else "rows ") + " and ".join(f"{row + 1:,}" for row in rows)] if rows else []

@@ -26,8 +26,8 @@ from fusemix.progress import Progress, silent
 
 MOST = 50_000  # items that are compared with one another; of more, so many, spread evenly
 K = 10  # neighbours of an item
-NEAR = 1 / 3  # of the median distance to the K-th neighbour: what is nearer is a near duplicate,
-NEAREST = 0.9  # if the cosine is so high at least: in a small set the K-th neighbour is far
+NEAR = 1 / 3  # of the usual distance to the nearest neighbour: what is nearer is a near duplicate, see `_limit`
+LEAST, MOST_DISTANCE = 0.02, 0.1
 FAR = 4.0  # robust deviations above the median distance to K neighbours: what is farther is an outlier
 TELLS = 0.8  # of the pairs must agree more than strangers do, else the alignment is no judge
 FEWEST = 5 * K  # items or groups below which neighbours and alignments mean nothing
@@ -89,7 +89,7 @@ def _look_at_items(looked: _Looked) -> Iterator[Finding]:
     if len(looked) >= FEWEST:
         rows = _spread(np.arange(len(looked)))
         cosines, neighbours = _neighbours(looked.items, rows)
-        near = max(NEAREST, 1 - NEAR * float(1 - cosines[:, -1].median()))
+        near = 1 - _limit(cosines.numpy())
         yield from _near_duplicates(looked, rows, cosines.numpy(), rows[neighbours.numpy()], near)
         yield from _outliers(looked, rows, cosines.numpy())
         yield from _leaks(looked, near)
@@ -106,6 +106,17 @@ def _spread(numbers: Rows, most: int | None = None) -> Rows:
 def _neighbours(items: ItemLatents, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     some = items.rows.select(rows)
     return nearest(some, some, K, same=True)
+
+
+def _limit(cosines: NDArray[np.float32]) -> float:
+    """Return the cosine distance below which two items are near duplicates.
+
+    A third of the median distance to the nearest neighbour, because encoders differ in how near all latents lie; at
+    most 0.1, as in a small set all are far. Where most items have a copy that median is nothing: so it is at least 0.02,
+    or a third of the median distance to the K-th neighbour, if that is less.
+    """
+    nearest_one, last = (float(np.median(1 - cosines[:, k])) for k in (0, -1))
+    return float(np.clip(NEAR * nearest_one, min(LEAST, NEAR * last), MOST_DISTANCE))
 
 
 def _of(looked: _Looked, rows: Rows) -> str:
