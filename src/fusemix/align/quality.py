@@ -47,9 +47,9 @@ def agreement_beside_strangers(
     Returns:
         Cosines of the pairs (P,) and of the strangers (P,); NaN where the drawn pair is of the same group.
     """
-    agreed, strange = np.empty(len(groups)), np.empty(len(groups))
+    agreed, strange, rng = np.empty(len(groups)), np.empty(len(groups)), np.random.default_rng(seed)
     for held, form in cross_fit(x, y, pairs, groups, seed, folds=folds):
-        drawn = np.random.default_rng(seed).permutation(held)
+        drawn = rng.permutation(held)
         agreed[held] = _cosines(form, x, y, pairs[0][held], pairs[1][held])
         strange[held] = _cosines(form, x, y, pairs[0][held], pairs[1][drawn])
         strange[held[groups[held] == groups[drawn]]] = np.nan

@@ -8,7 +8,8 @@ from fusemix.data.pairs import Pairs, read_pairs, require_files
 from fusemix.encoders.function import load_function
 from fusemix.errors import DataError, choices
 from fusemix.inspection.files import account, contents, decode_items, failures, same_content
-from fusemix.inspection.findings import KINDS, SEVERITIES, Account, Concern, Finding, Inspection
+from fusemix.inspection.findings import KINDS, SEVERITIES, Account, Concern, Finding
+from fusemix.inspection.result import Inspection
 from fusemix.inspection.rows import look_at_rows
 from fusemix.inspection.sources import is_latents, open_kept
 from fusemix.progress import Progress, silent

@@ -130,7 +130,7 @@ def contents(pairs: Pairs, name: str, decoded: Decoded) -> Iterator[Finding]:
 def same_content(pairs: Pairs, name: str, progress: Progress = silent) -> Iterator[Finding]:
     """Tell the files that are byte for byte the same under several names; only files of one size are read."""
     items = pairs.items[name]
-    if items.kind == "text" or items.vectors is not None:
+    if items.kind in ("text", "vector"):
         return
     several = list(_same_bytes(items, progress))
     if not several:
@@ -214,7 +214,8 @@ def _same_bytes(items: Items, progress: Progress) -> list[list[int]]:
     """Return the items of equal content, for each content that several have."""
     sizes = defaultdict(list)
     for i in range(len(items)):
-        size = _size(items.source(i))
+        # What was embedded in a table has no file any more once it is latents, and may have no name.
+        size = _size(items.source(i)) if items.values[i] is not None or items.content is not None else 0
         if size:  # empty files are broken, and no copies of one another
             sizes[size].append(i)
     alike = [i for same in sizes.values() if len(same) > 1 for i in same]

@@ -1,7 +1,7 @@
 """The page of an inspection: a summary, then each finding with its pictures, players and texts side by side."""
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from io import BytesIO
@@ -11,8 +11,9 @@ from typing import Any
 from fusemix.data.decoding import Decoders
 from fusemix.data.items import Items
 from fusemix.data.media import ItemError
+from fusemix.data.pairs import Pairs
 from fusemix.errors import FusemixError
-from fusemix.inspection.findings import MEANING, Concern, Finding, Inspection
+from fusemix.inspection.findings import MEANING, Account, Concern, Finding
 from fusemix.page import write_page
 
 CARDS = 12  # concerns of a finding that are shown; all of them are in inspect.parquet
@@ -43,38 +44,43 @@ ul.lines li { border-bottom: 1px solid var(--line); padding: .15rem 0; }
 """
 
 
-def write_inspection(path: Path, inspection: Inspection) -> None:
+def write_inspection(
+    path: Path, source: str, pairs: Pairs, accounts: Mapping[str, Account], findings: Sequence[Finding]
+) -> None:
     """Write the page; a picture or a sound that cannot be shown is named instead.
 
     Args:
         path: of the HTML file.
-        inspection: what was found.
+        source: what was inspected, as it was named.
+        pairs: its rows and items.
+        accounts: of each modality.
+        findings: in the order of the page.
     """
     with Decoders(1) as decoders:
-        shown = _Shown(inspection, decoders)
-        sections = "".join(_section(shown, i, finding) for i, finding in enumerate(inspection.findings))
-    body = f"<h2>Summary</h2>{_summary(inspection)}{_accounts(inspection)}{sections}"
+        shown = _Shown(pairs, decoders)
+        sections = "".join(_section(shown, i, finding) for i, finding in enumerate(findings))
     left = f" {shown.left_out:,} pictures and sounds more would not fit this page." if shown.left_out else ""
-    body += f'<h2>All of it</h2><p class="note">Every row and item is in inspect.parquet beside this page.{left}</p>'
-    lead = f"{len(inspection.pairs):,} rows, {len(inspection.findings)} findings, worst first"
-    write_page(path, f"Inspection of {inspection.source}", lead, body, STYLE)
+    rest = f'<h2>All of it</h2><p class="note">Every row and item is in inspect.parquet beside this page.{left}</p>'
+    body = f"<h2>Summary</h2>{_summary(findings)}{_accounts(pairs, accounts)}{sections}{rest}"
+    lead = f"{len(pairs):,} rows, {len(findings)} findings, worst first"
+    write_page(path, f"Inspection of {source}", lead, body, STYLE)
 
 
-def _summary(inspection: Inspection) -> str:
+def _summary(findings: Sequence[Finding]) -> str:
     lines = "".join(
-        f'<tr><td><span class="badge {f.severity}">{f.severity}</span></td><td><a href="#f{i}">{_title(f)}</a></td>'
+        f'<tr><td><span class="badge {f.severity}">{f.severity}</span></td><td>{_link(i, f)}</td>'
         f"<td>{escape(f.sentence)}</td></tr>"
-        for i, f in enumerate(inspection.findings)
+        for i, f in enumerate(findings)
     )
     return f'<table class="summary">{lines}</table>'
 
 
-def _accounts(inspection: Inspection) -> str:
+def _accounts(pairs: Pairs, accounts: Mapping[str, Account]) -> str:
     head = "".join(f"<th>{word}</th>" for word in ("modality", "kind", "items", "ok", "failed", "not looked at"))
     lines = "".join(
-        f"<tr><td>{escape(name)}</td><td>{inspection.pairs.items[name].kind}</td>"
+        f"<tr><td>{escape(name)}</td><td>{pairs.items[name].kind}</td>"
         f"<td>{a.items:,}</td><td>{a.ok:,}</td><td>{a.failed:,}</td><td>{a.skipped:,}</td></tr>"
-        for name, a in inspection.accounts.items()
+        for name, a in accounts.items()
     )
     return f"<h2>Items</h2><table><tr>{head}</tr>{lines}</table>"
 
@@ -126,8 +132,8 @@ def _cut(text: str) -> str:
 class _Shown:
     """Items as HTML, as long as there is room; each is decoded in another process, and once."""
 
-    def __init__(self, inspection: Inspection, decoders: Decoders) -> None:
-        self._pairs, self._decoders = inspection.pairs, decoders
+    def __init__(self, pairs: Pairs, decoders: Decoders) -> None:
+        self._pairs, self._decoders = pairs, decoders
         self._bytes = 0
         self._known: dict[tuple[str, int], str] = {}
         self.left_out = 0

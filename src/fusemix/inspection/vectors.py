@@ -28,7 +28,7 @@ MOST = 50_000  # items that are compared with one another; of more, so many, spr
 K = 10  # neighbours of an item
 NEAR = 1 / 3  # of the usual distance to the nearest neighbour: what is nearer is a near duplicate, see `_limit`
 LEAST, MOST_DISTANCE = 0.02, 0.1
-FAR = 4.0  # robust deviations above the median distance to K neighbours: what is farther is an outlier
+FAR = 3.5  # robust z of an outlier (Iglewicz & Hoaglin, 1993)
 TELLS = 0.8  # of the pairs must agree more than strangers do, else the alignment is no judge
 FEWEST = 5 * K  # items or groups below which neighbours and alignments mean nothing
 
@@ -112,8 +112,8 @@ def _limit(cosines: NDArray[np.float32]) -> float:
     """Return the cosine distance below which two items are near duplicates.
 
     A third of the median distance to the nearest neighbour, because encoders differ in how near all latents lie; at
-    most 0.1, as in a small set all are far. Where most items have a copy that median is nothing: so it is at least 0.02,
-    or a third of the median distance to the K-th neighbour, if that is less.
+    most 0.1, as in a small set all are far. Where most items have a copy that median is nothing: so the limit is at
+    least 0.02, or a third of the median distance to the K-th neighbour, if that is less.
     """
     nearest_one, last = (float(np.median(1 - cosines[:, k])) for k in (0, -1))
     return float(np.clip(NEAR * nearest_one, min(LEAST, NEAR * last), MOST_DISTANCE))
@@ -192,12 +192,18 @@ def _clusters(count: int, a: Rows, b: Rows) -> Rows:
 
 
 def _outliers(looked: _Looked, rows: Rows, cosines: NDArray[np.float32]) -> Iterator[Finding]:
-    distance = 1 - cosines.mean(axis=1, dtype=np.float64)
-    middle = np.median(distance)
-    spread = 1.4826 * np.median(np.abs(distance - middle))  # a standard deviation, were it normal
+    """Tell the items that are far from their K nearest: by the robust z of the logarithm of their mean distance.
+
+    Distances are skewed, their logarithms hardly; and where an encoder gives latents with a large common part, what is
+    like nothing has a distance of several times the usual one, not of several deviations more.
+    """
+    distance = (1 - cosines.mean(axis=1, dtype=np.float64)).clip(min=1e-6)
+    log = np.log(distance)
+    middle = np.median(log)
+    spread = 1.4826 * np.median(np.abs(log - middle))  # a standard deviation, were it normal
     if not spread > 0:
         return
-    z = (distance - middle) / spread
+    z = (log - middle) / spread
     far = np.flatnonzero(z > FAR)
     if len(far):
         order = far[np.argsort(-z[far])].tolist()
@@ -205,8 +211,8 @@ def _outliers(looked: _Looked, rows: Rows, cosines: NDArray[np.float32]) -> Iter
             looked.concern(int(rows[i]), score=float(z[i]), message=f"mean distance {distance[i]:.3f}") for i in order
         ]
         sentence = (
-            f"{share(len(far), len(rows))} items lie more than {FAR:g} robust deviations farther from their {K} "
-            f"nearest neighbours (mean distance {distance[far].min():.2f} or more) than is usual ({middle:.2f})"
+            f"{share(len(far), len(rows))} items are far from their {K} nearest neighbours: mean distance "
+            f"{distance[far].min():.2f} or more, where {np.exp(middle):.2f} is usual (robust z above {FAR:g})"
             f"{_of(looked, rows)}"
         )
         yield Finding("outlier", "warning", looked.name, len(far), sentence, concerns)
