@@ -107,7 +107,7 @@ def test_an_item_in_two_splits_is_a_problem_and_told_once(clean):
     rows.append(["2.png", "the same picture again", "test", "s2"])
     found = look(folder, rows, group="shoot")
     assert only(found).severity == "problem" and ids(found, "straddling item") == [(3, "2.png", 21, None)]
-    assert found.table.to_pylist()[0]["message"] == "in test and train"
+    assert found.table.to_pylist()[0]["message"] == "in train and test"
 
 
 def test_a_group_in_two_splits(clean):
@@ -173,9 +173,8 @@ def test_balance_counts_by_split_and_names_what_is_never_trained_on(clean):
     rows[15][3] = "c"
     found = look(folder, rows, by=["shoot"])
     (balance,) = (f for f in found.findings if f.kind == "balance")
-    assert [c.message for c in balance.concerns] == [
-        "shoot = b: train 6, val 2, test 2", "shoot = a: train 6, val 1, test 2", "shoot = c: val 1",
-    ] or balance.figures == {"values": 3, "most": 10, "least": 1}  # fmt: skip
+    assert balance.concerns[0].message == "shoot = b: train 6, val 2, test 2"
+    assert balance.figures == {"values": 3, "most": 10, "least": 1}
     assert only(found).kind == "absent value" and [c.message for c in only(found).concerns] == ["shoot = c: val 1"]
     with pytest.raises(DataError, match="did you mean 'shoot'"):
         look(folder, rows, by=["shot"])
@@ -254,8 +253,6 @@ def test_the_command_takes_the_words_of_extract(clean):
     assert "problem  image: missing file: 1 of 20 (5.0 %) image items are files that are not there" in done.stdout
     plain = json.loads(run(folder / "t.tsv", "--json", "-q").stdout)
     assert plain["rows"] == 20 and plain["findings"][0]["kind"] == "missing file" and plain["out"] is None
-    refused = run(folder / "t.tsv", "--pooling", "image=cls")
-    assert refused.returncode == 2 and "inspect runs no encoder" in refused.stderr
 
 
 def test_it_is_a_public_name():

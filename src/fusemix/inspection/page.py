@@ -25,11 +25,12 @@ TEXT = 300  # characters of a text
 
 STYLE = """
 .badge { display: inline-block; font-size: .75rem; font-weight: 650; border-radius: 1rem; padding: .05rem .6rem; }
-.problem { background: #fbe0dd; color: #8f1d13; } .warning { background: #fdefc8; color: #6f4b00; }
-.note { background: var(--card); color: var(--soft); }
-@media (prefers-color-scheme: dark) { .problem { background: #56201b; color: #ffc9c2; }
-  .warning { background: #4a3a0d; color: #ffe19a; } }
-table.summary td { text-align: left; vertical-align: top; } table.summary a { color: inherit; white-space: nowrap; }
+.badge.problem { background: #fbe0dd; color: #8f1d13; } .badge.warning { background: #fdefc8; color: #6f4b00; }
+.badge.note { background: var(--card); color: var(--soft); }
+@media (prefers-color-scheme: dark) { .badge.problem { background: #56201b; color: #ffc9c2; }
+  .badge.warning { background: #4a3a0d; color: #ffe19a; } }
+table.summary td { text-align: left; vertical-align: top; } table.summary a { color: inherit; }
+table.summary td:nth-child(2) { white-space: nowrap; }
 table.summary td:nth-child(3) { overflow-wrap: anywhere; }
 h2 .badge { vertical-align: .15rem; margin-left: .4rem; }
 .concerns { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: .8rem; }
@@ -114,10 +115,13 @@ def _section(shown: "_Shown", number: int, finding: Finding) -> str:
 def _concern(shown: "_Shown", concern: Concern) -> str:
     rows = [row for row in dict.fromkeys((concern.row, concern.other_row)) if row is not None]
     if concern.item is not None:
-        sides = [shown.item(*place) for place in (concern.item, concern.other) if place is not None]
+        places = [(concern.item, concern.row), (concern.other, concern.other_row)]
+        beside = concern.row != concern.other_row  # else the other side of the pair is shown itself
+        sides = [shown.item(*place) + (shown.texts(place[0], row) if beside else "") for place, row in places if place]
     else:
         sides = list(dict.fromkeys(shown.row(row) for row in rows))  # the same pair twice is shown once
-    facts = [f"{concern.score:.3f}"] if concern.score is not None else []
+    # A count is in the message.
+    facts = [f"{concern.score:.3f}"] if concern.score is not None and not concern.score.is_integer() else []
     facts += [concern.message] if concern.message else []
     facts += [("row " if len(rows) == 1 else "rows ") + " and ".join(f"{row + 1:,}" for row in rows)] if rows else []
     sides = [f'<div class="side">{side}</div>' for side in sides]
@@ -144,12 +148,19 @@ class _Shown:
         return "".join(self.item(name, i) for name, i in places if i >= 0)
 
     def item(self, name: str, i: int) -> str:
-        """Show one item: a picture, a player or a text, with its name, and of a file the texts that it stands with."""
+        """Show one item: a picture, a player or a text, with its name."""
         items = self._pairs.items[name]
         value = str(items.values[i] if items.values[i] is not None else items.ids[i])
         if items.kind == "text":
             return f"<p>{escape(_cut(value))}</p>"
         return f'{self._media(items, i)}<p class="meta">{escape(_cut(value))}</p>'
+
+    def texts(self, name: str, row: int | None) -> str:
+        """Show the texts of the row that an item was found in; nothing for a text."""
+        if row is None or self._pairs.items[name].kind == "text":
+            return ""
+        found = [(other, int(rows[row])) for other, rows in self._pairs.rows.items()]
+        return "".join(self.item(other, i) for other, i in found if i >= 0 and self._pairs.items[other].kind == "text")
 
     def _media(self, items: Items, i: int) -> str:
         if items.kind not in ("image", "audio", "video") or (items.values[i] is None and items.content is None):

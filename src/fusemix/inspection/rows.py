@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fusemix.data.items import Items, Rows
-from fusemix.data.pairs import Pairs
+from fusemix.data.pairs import SPLITS, Pairs
 from fusemix.errors import DataError, choices
 from fusemix.inspection.findings import Concern, Finding, Severity
 
@@ -63,10 +63,11 @@ def _counts(pairs: Pairs) -> Iterator[Finding]:
     sizes = [f"{len(items):,} distinct {name} items ({items.kind})" for name, items in pairs.items.items()]
     figures: dict[str, float] = {name: len(items) for name, items in pairs.items.items()}
     yield Finding("counts", "note", "", len(pairs), f"{len(pairs):,} rows of {listed(sizes)}", figures=figures)
-    names, counts = np.unique(pairs.splits, return_counts=True)
-    groups = [len(np.unique(pairs.groups[pairs.splits == name])) for name in names]
+    names, codes = _codes(pairs.splits)
+    counts = np.bincount(codes).tolist()
+    groups = [len(np.unique(pairs.groups[codes == code])) for code in range(len(names))]
     parts = [f"{name} {c:,} rows in {g:,} groups" for name, c, g in zip(names, counts, groups, strict=True)]
-    figures = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    figures = dict(zip(names, counts, strict=True))
     yield Finding("splits", "note", "", len(names), ", ".join(parts), figures=figures)
 
 
@@ -97,8 +98,10 @@ def _repeated_rows(pairs: Pairs) -> Iterator[Finding]:
 
 
 def _codes(splits: NDArray[np.str_]) -> tuple[list[str], Rows]:
+    """Return the names of the splits, train, val and test first, and which of them each row is in (N,)."""
     names, codes = np.unique(splits, return_inverse=True)
-    return names.tolist(), codes
+    order = sorted(range(len(names)), key=lambda i: (SPLITS.index(names[i]) if names[i] in SPLITS else 3, names[i]))
+    return names[order].tolist(), np.argsort(order)[codes]
 
 
 def _straddling(keys: Rows, codes: Rows) -> Rows:

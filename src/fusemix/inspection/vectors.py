@@ -26,7 +26,7 @@ from fusemix.progress import Progress, silent
 
 MOST = 50_000  # items that are compared with one another; of more, so many, spread evenly
 K = 10  # neighbours of an item
-NEAR = 1 / 3  # of the usual distance to the nearest neighbour: what is nearer is a near duplicate, see `_limit`
+NEAR = 1 / 3  # of the usual distance to the nearest neighbour: what is nearer is a near duplicate, see `near_limit`
 LEAST, MOST_DISTANCE = 0.02, 0.1
 FAR = 3.5  # robust z of an outlier (Iglewicz & Hoaglin, 1993)
 TELLS = 0.8  # of the pairs must agree more than strangers do, else the alignment is no judge
@@ -89,7 +89,7 @@ def _look_at_items(looked: _Looked) -> Iterator[Finding]:
     if len(looked) >= FEWEST:
         rows = _spread(np.arange(len(looked)))
         cosines, neighbours = _neighbours(looked.items, rows)
-        near = 1 - _limit(cosines.numpy())
+        near = 1 - near_limit(cosines.numpy())
         yield from _near_duplicates(looked, rows, cosines.numpy(), rows[neighbours.numpy()], near)
         yield from _outliers(looked, rows, cosines.numpy())
         yield from _leaks(looked, near)
@@ -108,7 +108,7 @@ def _neighbours(items: ItemLatents, rows: Rows) -> tuple[torch.Tensor, torch.Ten
     return nearest(some, some, K, same=True)
 
 
-def _limit(cosines: NDArray[np.float32]) -> float:
+def near_limit(cosines: NDArray[np.float32]) -> float:
     """Return the cosine distance below which two items are near duplicates.
 
     A third of the median distance to the nearest neighbour, because encoders differ in how near all latents lie; at
@@ -191,19 +191,24 @@ def _clusters(count: int, a: Rows, b: Rows) -> Rows:
         label = new
 
 
-def _outliers(looked: _Looked, rows: Rows, cosines: NDArray[np.float32]) -> Iterator[Finding]:
-    """Tell the items that are far from their K nearest: by the robust z of the logarithm of their mean distance.
+def far_from_all(cosines: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the robust z of the logarithm of the mean distance to the K nearest, and that distance, (n,) each.
 
     Distances are skewed, their logarithms hardly; and where an encoder gives latents with a large common part, what is
     like nothing has a distance of several times the usual one, not of several deviations more.
+
+    Args:
+        cosines: (n, K) with the nearest of each.
     """
     distance = (1 - cosines.mean(axis=1, dtype=np.float64)).clip(min=1e-6)
     log = np.log(distance)
-    middle = np.median(log)
-    spread = 1.4826 * np.median(np.abs(log - middle))  # a standard deviation, were it normal
-    if not spread > 0:
-        return
-    z = (log - middle) / spread
+    beside = log - np.median(log)
+    spread = 1.4826 * np.median(np.abs(beside))  # a standard deviation, were it normal
+    return beside / spread if spread > 0 else np.zeros_like(beside), distance
+
+
+def _outliers(looked: _Looked, rows: Rows, cosines: NDArray[np.float32]) -> Iterator[Finding]:
+    z, distance = far_from_all(cosines)
     far = np.flatnonzero(z > FAR)
     if len(far):
         order = far[np.argsort(-z[far])].tolist()
@@ -212,7 +217,7 @@ def _outliers(looked: _Looked, rows: Rows, cosines: NDArray[np.float32]) -> Iter
         ]
         sentence = (
             f"{share(len(far), len(rows))} items are far from their {K} nearest neighbours: mean distance "
-            f"{distance[far].min():.2f} or more, where {np.exp(middle):.2f} is usual (robust z above {FAR:g})"
+            f"{distance[far].min():.2f} or more, where {np.median(distance):.2f} is usual (robust z above {FAR:g})"
             f"{_of(looked, rows)}"
         )
         yield Finding("outlier", "warning", looked.name, len(far), sentence, concerns)
