@@ -1,15 +1,15 @@
 """Inspection of raw data: one planted fault at a time is found, where it is, and nothing else; clean data are clean."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import fusemix as fm
+from fusemix.cli import app
 from fusemix.errors import DataError
 from fusemix.inspection import inspect
 from fusemix.inspection.findings import KINDS, MEANING
@@ -237,9 +237,7 @@ def test_a_page_has_a_limit(clean, monkeypatch):
 
 
 def run(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "fusemix", "inspect", *map(str, words)], capture_output=True, text=True
-    )
+    return CliRunner().invoke(app, ["inspect", *map(str, words)])
 
 
 def test_the_command_takes_the_words_of_extract(clean):
@@ -247,12 +245,14 @@ def test_the_command_takes_the_words_of_extract(clean):
     (folder / "3.png").unlink()
     look(folder, rows)
     done = run(folder / "t.tsv", "--image", "image=hog", "--text", "text=minilm", "-o", folder / "r", "--quiet")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     first, *_, last = done.stdout.splitlines()
     assert first == "image: 20 distinct items = 19 ok + 1 failed" and last.startswith("next: fusemix extract")
     assert "problem  image: missing file: 1 of 20 (5.0 %) image items are files that are not there" in done.stdout
     plain = json.loads(run(folder / "t.tsv", "--json", "-q").stdout)
     assert plain["rows"] == 20 and plain["findings"][0]["kind"] == "missing file" and plain["out"] is None
+    with pytest.raises(DataError, match="inspect runs no encoder"):
+        raise run(folder / "t.tsv", "--pooling", "image=cls").exception
 
 
 def test_it_is_a_public_name():
