@@ -99,6 +99,8 @@ def main() -> None:
         f"# {(z[: len(names)] > FAR).sum()} of {len(names):,} photographs are outliers; "
         f"z of noise, of one colour, of pages: {z[-8:].round(1)}"
     )
+    beside = far_from_all(nearest(centred := whole - whole.mean(dim=0), centred, K, same=True)[0].numpy())[0]
+    print(f"# the same by the cosines of centred latents: {beside[-8:].round(1)}")
     goals.result("of 8 pictures that are no photographs, found", int((z[-8:] > FAR).sum()), ">= 6", lambda v: v >= 6)
     goals.leave()
 

@@ -77,7 +77,7 @@ def show_inspection(found: "Inspection", out: Path | None) -> None:
                 what = f"{finding.modality}: {finding.kind}" if finding.modality else finding.kind
                 _line(severity, style, what, finding.sentence)
     counts = [f"{sum(f.severity == s for f in found.findings):,} {s}s" for s in ("problem", "warning")]
-    say(" and ".join(counts) + ("; pictures and players: " + str(out / "report.html") if out else ""))
+    say(" and ".join(counts) + f"; pictures and players: {out / 'report.html' if out else 'add -o report/'}")
     if out:
         say(f"every row concerned: {out / 'inspect.parquet'}")
     if found.has_latents:
