@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
     from fusemix.extraction import extract
     from fusemix.index import Hit, Index
+    from fusemix.inspection import Inspection, inspect
     from fusemix.model import FuseMix, open_index
     from fusemix.sound import Sound
     from fusemix.studies import study
@@ -26,11 +27,13 @@ _HOME = {
     "FuseMix": "fusemix.model",
     "Hit": "fusemix.index",
     "Index": "fusemix.index",
+    "Inspection": "fusemix.inspection",
     "ItemError": "fusemix.data.media",
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
     "Sound": "fusemix.sound",
     "extract": "fusemix.extraction",
+    "inspect": "fusemix.inspection",
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",
@@ -44,11 +47,13 @@ __all__ = [
     "FuseMix",
     "Hit",
     "Index",
+    "Inspection",
     "ItemError",
     "Latents",
     "Pairs",
     "Sound",
     "extract",
+    "inspect",
     "load_encoder",
     "open_index",
     "open_latents",

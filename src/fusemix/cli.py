@@ -37,6 +37,7 @@ from fusemix.arguments import (
     named,
 )
 from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
+from fusemix.verbs.inspect import inspect
 from fusemix.verbs.study import study
 
 if TYPE_CHECKING:
@@ -95,6 +96,12 @@ def demo(
     say(f"\n{sum(done.seconds.values()):.0f} s in all. Pictures and curves: {done.folder / 'report.html'}\n\nNext:")
     for command in done.commands:
         say(f"  {command}")
+
+
+app.command(
+    context_settings=EXTRA,
+    epilog="Example: fusemix inspect products.csv --image photo --text title -o report/",
+)(inspect)
 
 
 @app.command(

@@ -46,7 +46,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 """
 
 
-def write_page(path: Path, title: str, lead: str, body: str) -> None:
+def write_page(path: Path, title: str, lead: str, body: str, style: str = "") -> None:
     """Write a page, whole or not at all.
 
     Args:
@@ -54,11 +54,12 @@ def write_page(path: Path, title: str, lead: str, body: str) -> None:
         title: heading, as text.
         lead: the line below it, as text.
         body: HTML.
+        style: CSS of this page, after that of every page.
     """
     html = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>"
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{body}</body></html>\n'
     )
     durable.write(path, html.encode())

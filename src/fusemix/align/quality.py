@@ -4,12 +4,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusemix.align.closed_form import Latents, Rows, cross_fit
+from fusemix.align.closed_form import ClosedForm, Latents, Rows, cross_fit
+
+_BLOCK = 4096  # pairs that are embedded at once
+
+Agreements = NDArray[np.float64]
 
 
 def agreement(
     x: Latents, y: Latents, pairs: Rows, groups: NDArray[np.int64], seed: int = 0, folds: int = 5
-) -> NDArray[np.float64]:
+) -> Agreements:
     """Return the cosine of both sides of every pair, (P,), in [-1, 1], under a CCA fitted without its group.
 
     A pair whose caption was swapped agrees no better than chance, while one that the alignment was fitted on would
@@ -24,9 +28,42 @@ def agreement(
         seed: deals the groups.
         folds: see `closed_form.cross_fit`.
     """
-    agreed = np.empty(len(pairs[0]))
+    return agreement_beside_strangers(x, y, pairs, groups, seed, folds)[0]
+
+
+def agreement_beside_strangers(
+    x: Latents, y: Latents, pairs: Rows, groups: NDArray[np.int64], seed: int = 0, folds: int = 5
+) -> tuple[Agreements, Agreements]:
+    """Return what `agreement` does, and beside it how well each x agrees with the y of a pair drawn at random.
+
+    Args:
+        x: see `agreement`.
+        y: see `agreement`.
+        pairs: see `agreement`.
+        groups: see `agreement`.
+        seed: deals the groups, and draws the strangers within each fold.
+        folds: see `agreement`.
+
+    Returns:
+        Cosines of the pairs (P,) and of the strangers (P,); NaN where the drawn pair is of the same group.
+    """
+    agreed, strange, rng = np.empty(len(groups)), np.empty(len(groups)), np.random.default_rng(seed)
     for held, form in cross_fit(x, y, pairs, groups, seed, folds=folds):
-        (keep_x, ix), (keep_y, iy) = (np.unique(rows[held], return_inverse=True) for rows in pairs)
+        drawn = rng.permutation(held)
+        agreed[held] = _cosines(form, x, y, pairs[0][held], pairs[1][held])
+        strange[held] = _cosines(form, x, y, pairs[0][held], pairs[1][drawn])
+        strange[held[groups[held] == groups[drawn]]] = np.nan
+    return agreed, strange
+
+
+def _cosines(
+    form: ClosedForm, x: Latents, y: Latents, rows_x: NDArray[np.int64], rows_y: NDArray[np.int64]
+) -> Agreements:
+    """Return the cosine of each row of x with its row of y; an item of several pairs of a block is embedded once."""
+    found = []
+    for start in range(0, len(rows_x), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        (keep_x, ix), (keep_y, iy) = (np.unique(rows[block], return_inverse=True) for rows in (rows_x, rows_y))
         a, b = form.embed_x(x[torch.from_numpy(keep_x)]), form.embed_y(y[torch.from_numpy(keep_y)])
-        agreed[held] = (a[ix].double() * b[iy].double()).sum(dim=1).numpy()
-    return agreed
+        found.append((a[ix].double() * b[iy].double()).sum(dim=1).numpy())
+    return np.concatenate(found) if found else np.empty(0)
