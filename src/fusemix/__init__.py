@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusemix.index import Hit, Index
     from fusemix.model import FuseMix, open_index
     from fusemix.sound import Sound
+    from fusemix.subsets import Subset, select
 
 _HOME = {
     "Encoder": "fusemix.encoders",
@@ -29,11 +30,13 @@ _HOME = {
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
     "Sound": "fusemix.sound",
+    "Subset": "fusemix.subsets",
     "extract": "fusemix.extraction",
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",
     "read_pairs": "fusemix.data.pairs",
+    "select": "fusemix.subsets",
 }
 
 __all__ = [
@@ -46,11 +49,13 @@ __all__ = [
     "Latents",
     "Pairs",
     "Sound",
+    "Subset",
     "extract",
     "load_encoder",
     "open_index",
     "open_latents",
     "read_pairs",
+    "select",
 ]
 
 

@@ -1,6 +1,7 @@
 """Subsets: which k pairs are worth keeping, chosen on latents before anything is trained.
 
-`select` chooses, `Subset.save` writes one Parquet row per picked pair, `Subset.pairs` takes them from the latents again.
+`select` chooses, `Subset.save` writes one Parquet row per picked pair, `Subset.pairs` takes them from the latents
+again.
 """
 
 import json
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from fusemix import durable
 from fusemix.align.coverage import facility, farthest
-from fusemix.align.dpp import diverse, log_det
+from fusemix.align.dpp import diverse
 from fusemix.align.quality import agreement
 from fusemix.align.selection import Plan, Selection, best, pick_pairs, uniform, weights
 from fusemix.data.latents import Latents, LateTable
@@ -41,9 +42,9 @@ class Subset:
 
     Attributes:
         rows: (k,) int64 numbers of pairs in the latents that `select` was given.
-        gains: (k,) float64, what each added: diversity and mix, the factor on the determinant; coverage, the distance to
-            the nearest pick before it, in [0, 1]; facility, the rise of the summed similarity; quality, its agreement;
-            uniform, 0.
+        gains: (k,) float64, what each added: diversity and mix, the factor on the determinant; coverage, the distance
+            to the nearest pick before it, in [0, 1]; facility, the rise of the summed similarity; quality, its
+            agreement; uniform, 0.
         facts: what was asked and done: by, on, k, n, split, seed, weight, precision, parts, passes, seconds.
         marks: what tells the latents from others.
         late: the ids of the items as "fusemix.id.MODALITY" and the user's plain columns, k rows, read when looked at.
@@ -88,13 +89,13 @@ class Subset:
         for what in [*self.marks, *found]:
             if self.marks.get(what) != found.get(what):
                 raise MismatchError(
-                    f"the subset is not of these latents: {what} is {found.get(what, 'missing')}, the subset was picked "
-                    f"where it is {self.marks.get(what, 'missing')}; select again from these latents"
+                    f"the subset is of other latents: {what} is {found.get(what, 'missing')}, where it was picked "
+                    f"{self.marks.get(what, 'missing')}; select again on these latents"
                 )
         taken = latents.take(self.rows)
         for name in latents.modalities:
             if not _ids(taken, name).equals(self.late.table[f"fusemix.id.{name}"]):
-                raise MismatchError(f"the subset is not of these latents: other {name} items; select again from these")
+                raise MismatchError(f"the subset is of other latents: its {name} items differ; select again on these")
         return taken
 
     def save(self, path: str | Path) -> None:
@@ -121,7 +122,7 @@ class Subset:
             facts, marks = json.loads(meta["fusemix.facts"]), json.loads(meta["fusemix.of"])
             return cls(rows.astype(np.int64), gains.astype(np.float64), facts, marks, LateTable(lambda: rest))
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            raise StoreError(f"{path} is no subset of `fusemix select`, or is damaged ({error}); select again") from error
+            raise StoreError(f"{path} is damaged or no subset of fusemix ({error}); select again") from error
 
 
 def select(
@@ -142,15 +143,15 @@ def select(
     Args:
         latents: the pairs to choose from.
         k: how many, at most as many as the split has.
-        by: "diversity" (greedy k-DPP), "coverage" (k-centre), "facility" (facility location), "quality" (agreement of the
-            two sides under a CCA that has not seen the pair), "mix" (k-DPP weighted by quality) or "uniform".
+        by: "diversity" (greedy k-DPP), "coverage" (k-centre), "facility" (facility location), "quality" (agreement of
+            the two sides under a CCA that has not seen the pair), "mix" (k-DPP weighted by quality) or "uniform".
         on: the modality whose latents are looked at, or several of them; all of them for None or "both". Quality always
             looks at all.
         seed: of the uniform pick, the folds of quality and the dealing into parts.
         split: that is chosen from, and nothing else is looked at; never "test".
         weight: for "mix", how much quality counts: one standard deviation more multiplies a gain by e^weight.
-        parts: deal the items into so many parts, pick in each, then among the picks. By default 1, which is exact, for as
-            long as n k numbers fit 4 GB, see `align.selection.Plan`.
+        parts: deal the items into so many parts, pick in each, then among the picks. By default 1, which is exact,
+            for as long as n k numbers fit 4 GB, see `align.selection.Plan`.
         precision: "float64" or "float32"; by default float64 for as long as that fits.
         progress: told of the picks.
 
@@ -183,14 +184,26 @@ def select(
     return Subset(rows, chosen.gains, facts, _marks(latents), LateTable(lambda: _described(latents.take(rows))))
 
 
-def candidates(
-    latents: Latents, k: int, by: str, on: str | Sequence[str] | None, split: str
-) -> tuple[Rows, list[str]]:
+def picked(latents: Latents, path: str | Path, keep: int | None = None) -> Latents:
+    """Return the pairs of a saved subset, or its first `keep`, to train on.
+
+    Raises:
+        DataError: it has fewer, or is not of the split train.
+    """
+    subset = Subset.load(path)
+    if subset.facts["split"] != "train":
+        raise DataError(f"{path} was picked from split {subset.facts['split']!r}; to train, select from train")
+    return (subset if keep is None else subset.first(keep)).pairs(latents)
+
+
+def candidates(latents: Latents, k: int, by: str, on: str | Sequence[str] | None, split: str) -> tuple[Rows, list[str]]:
     """Check what is asked of `select`; return the pairs to choose from, and the modalities to look at."""
     if by not in METHODS:
         raise DataError(f"no method {by!r} to select by; {choices(by, METHODS)}")
     if split == "test":
-        raise DataError("selection never looks at the split test, or what is measured there means nothing; give another")
+        raise DataError(
+            "selection never looks at the split test: what is measured there must stay unseen; give another"
+        )
     all_ = on is None or (on == "both" and "both" not in latents.modalities)
     names = list(latents.modalities) if all_ else [on] if isinstance(on, str) else list(on or ())
     for name in names:
@@ -219,18 +232,16 @@ def qualities(latents: Latents, seed: int = 0) -> NDArray[np.float64]:
     return np.asarray(np.mean(found, axis=0), dtype=np.float64)
 
 
-def volume(latents: Latents, on: Sequence[str], rows: Rows) -> float:
-    """Return the log-determinant of the kernel of the paper over some pairs, of the first 4,000 at most, see `log_det`."""
-    return log_det(_sides(latents, on, rows[:_COMPARED]))
-
-
 def compared(latents: Latents, subset: Subset) -> dict[str, Any]:
-    """Return log-determinant and distinct items of a subset, and of a uniform pick of as many pairs of its split."""
+    """Return log-determinant and distinct items of a subset ("picked"), and of a uniform pick of as many ("uniform").
+
+    The log-determinant is that of the paper's kernel over the first 4,000 pairs at most, see `log_det`.
+    """
     pool = np.flatnonzero(latents.splits == subset.facts["split"])
     other = pool[uniform(len(pool), len(subset), subset.facts["seed"] + 1).rows]
     return {
         name: {
-            "log_det": volume(latents, subset.facts["on"], rows),
+            "log_det": log_det(_sides(latents, subset.facts["on"], rows[:_COMPARED])),
             "items": {m: len(np.unique(latents.rows[m][rows])) for m in latents.modalities},
         }
         for name, rows in (("picked", subset.rows), ("uniform", other))
@@ -270,12 +281,14 @@ def forecast(
     plan = Plan.of(n, k, square=square, parts=parts, precision=precision)
     dim = sum(latents.items[name].rows.shape[1] for name in names)
     size, quota = -(-n // plan.parts), min(plan.quota, n)
-    stages = [(plan.parts, size, quota), *([(1, quota * plan.parts, k)] if plan.final else [])]
+    stages = [(plan.parts, size, quota), *([(1, quota * plan.parts, min(k, quota * plan.parts))] if plan.final else [])]
     # Facility location looks at each item several times: seven on Flickr8k.
-    flops = sum(t * (14.0 * m * m * dim if square else q * q * m + 2.5 * q * m * dim) for t, m, q in stages)
+    spans = by in ("diversity", "mix")
+    flops = sum(t * (14.0 * m * m * dim if square else spans * q * q * m + 2.5 * q * m * dim) for t, m, q in stages)
     whole = sum(latents.items[name].rows.shape[1] ** 2 for name in latents.modalities)
-    flops = {"uniform": 0.0, "quality": 0.0}.get(by, flops) + (6.0 * len(pool) * whole if by in ("quality", "mix") else 0)
-    held = max(m * (256 if by != "diversity" and by != "mix" else q) for _, m, q in stages) * plan.dtype.itemsize
+    flops = 0.0 if by in ("quality", "uniform") else flops
+    flops += 6.0 * len(pool) * whole if by in ("quality", "mix") else 0.0
+    held = max(m * (q if spans else 256) for _, m, q in stages) * plan.dtype.itemsize
     held += max(m for _, m, _ in stages) * dim * 4
     return Forecast(len(pool), n, plan, 0 if by in ("uniform", "quality") else held, flops / _rate(plan.dtype) * 2)
 
@@ -299,16 +312,16 @@ def _by_items(
     codes = _codes(pool, names)
     plan = Plan.of(len(np.unique(codes)), k, square=by == "facility", parts=parts, precision=precision)
 
-    def pick(pairs: Rows, wanted: int, dtype: torch.dtype) -> tuple[Rows, NDArray[np.float64]]:
+    def pick(pairs: Rows, k: int, dtype: torch.dtype) -> tuple[Rows, NDArray[np.float64]]:
         sides = _sides(pool, names, pairs)
-        told = lambda done: progress("select", done, max(wanted, done))  # noqa: E731
+        told = lambda done: progress("select", done, max(k, done))  # noqa: E731
         if by == "coverage":
-            places, gains = farthest(sides, wanted, dtype=dtype, told=told)
+            places, gains = farthest(sides, k, dtype=dtype, told=told)
         elif by == "facility":
-            places, gains = facility(sides, wanted, dtype=dtype, told=told)
+            places, gains = facility(sides, k, dtype=dtype, told=told)
         else:
             own = None if quality is None else quality[torch.from_numpy(pairs)]
-            places, gains = diverse(sides, wanted, quality=own, dtype=dtype, told=told)
+            places, gains = diverse(sides, k, quality=own, dtype=dtype, told=told)
         return places.numpy(), gains.double().numpy()
 
     return pick_pairs(pick, codes, k, plan, quality, seed), plan
@@ -343,7 +356,8 @@ def _marks(latents: Latents) -> dict[str, str]:
     """Return what tells latents from others, each in a few letters."""
     marks = {"the number of pairs": f"{len(latents):,}", "the split of the pairs": _hash(latents.splits.tobytes())}
     for name in latents.modalities:
-        marks[f"the encoder of {name}"] = _hash(json.dumps(latents.items[name].encoder, sort_keys=True).encode())
+        encoder = latents.items[name].encoder
+        marks[f"the encoder of {name}"] = f"{encoder.get('name', '')} {_hash(json.dumps(encoder).encode())}".strip()
         marks[f"which {name} each pair has"] = _hash(np.ascontiguousarray(latents.rows[name]).tobytes())
     return marks
 

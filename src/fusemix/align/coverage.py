@@ -1,9 +1,9 @@
 """Coverage: k items such that every item has one of them near, by two measures of how near.
 
-k-centre bounds the largest distance: greedy takes the item farthest from those picked, and is at most twice as far as the
-best k are (Gonzalez, 1985). Facility location sums the similarities: greedy reaches 1 - 1/e of the best sum (Nemhauser,
-Wolsey & Fisher, 1978), and is lazy (Minoux, 1978). Neither holds an n x n matrix. Similarities are those of `Similarity`;
-the distance is 1 - similarity, in [0, 1], for one modality (1 - cosine) / 2.
+k-centre bounds the largest distance: greedy takes the item farthest from those picked, and is at most twice as far as
+the best k are (Gonzalez, 1985). Facility location sums the similarities: greedy reaches 1 - 1/e of the best sum
+(Nemhauser, Wolsey & Fisher, 1978), and is lazy (Minoux, 1978). Neither holds an n x n matrix. Similarities are those
+of `Similarity`; the distance is 1 - similarity, in [0, 1], for one modality (1 - cosine) / 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,8 +33,8 @@ def farthest(
         told: called now and then with the number of picks so far.
 
     Returns:
-        Numbers of items in order of picking, and the distance of each to the nearest of those before it (1 for the first),
-        (k,) each; fewer than k where every item left is one of those picked over again.
+        Numbers of items in order of picking, and the distance of each to the nearest of those before it (1 for the
+        first), (k,) each; fewer than k where every item left is one of those picked over again.
     """
     alike = Similarity(sides, dtype)
     items = torch.arange(alike.count)
@@ -98,7 +98,9 @@ def facility(
     while len(picks) < k:
         best, stale = _highest(gains[fresh]), _highest(gains[~fresh])
         if stale >= best - rounding and stale > rounding:
-            pool = torch.where(fresh, -torch.inf, gains).topk(min(_CANDIDATES, int((~fresh).sum()))).indices.sort().values
+            pool = (
+                torch.where(fresh, -torch.inf, gains).topk(min(_CANDIDATES, int((~fresh).sum()))).indices.sort().values
+            )
             between = alike.between(pool, items)
             _raises(between, near, pool, gains, fresh)
             continue

@@ -1,9 +1,10 @@
 """Diversity: the k items whose similarities span the largest volume, by greedy MAP inference of a k-DPP.
 
-The kernel is L_ij = q_i (cos_ij + 1)^2 q_j, of several modalities q_i 4 s_ij^2 q_j with the product s of `Similarity`; for
-one modality both are the same. Without qualities q it is the kernel of the paper's study of diversity (arXiv 2312.10144).
-With them it is the decomposition into quality and diversity of Kulesza & Taskar (arXiv 1207.6083, section 3.1).
-Fast greedy is due to Chen, Zhang & Zhou (arXiv 1709.05135); here it goes in blocks (`greedy`), in k n numbers of memory.
+The kernel is L_ij = q_i (cos_ij + 1)^2 q_j, of several modalities q_i 4 s_ij^2 q_j with the product s of
+`Similarity`; for one modality both are the same. Without qualities q it is the kernel of the paper's study of
+diversity (arXiv 2312.10144). With them it is the decomposition into quality and diversity of Kulesza & Taskar (arXiv
+1207.6083, section 3.1). Fast greedy is due to Chen, Zhang & Zhou (arXiv 1709.05135); here it goes in blocks
+(`greedy`), in k n numbers of memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,13 +33,14 @@ def diverse(
         sides: (n, D) latents of each modality; row i of all of them is item i.
         k: at most n.
         quality: (n,) of (0, 1]; None for ones.
-        dtype: float64 is the exact answer: the same picks as greedy on the whole kernel. float32 is twice as fast, in half
-            the memory, and picks others of equal worth where rounding decides.
+        dtype: float64 is the exact answer: the same picks as greedy on the whole kernel. float32 is twice as fast, in
+            half the memory, and picks others of equal worth where rounding decides.
         told: called now and then with the number of picks so far.
 
     Returns:
-        Numbers of items in order of picking, and by what each multiplied the determinant, (k,) each; fewer than k where the
-        kernel is exhausted: every item left would make the determinant zero, as far as rounding lets one see.
+        Numbers of items in order of picking, and by what each multiplied the determinant, (k,) each; fewer than k
+        where the kernel is exhausted: every item left would make the determinant zero, as far as rounding lets one
+        see.
     """
     kernel = _Kernel(Similarity(sides, dtype), quality)
     items = torch.arange(kernel.similarity.count)
@@ -47,7 +49,7 @@ def diverse(
 
 
 def log_det(sides: Sequence[Tensor], quality: Tensor | None = None) -> float:
-    """Return log det (L + 1e-10 I) of all items, in float64: by so much that a repeated item counts, as -23, and is seen.
+    """Return log det (L + 1e-10 I) of all items, in float64; an item that repeats another adds -23.
 
     Args:
         sides: (n, D) latents of each modality. Takes n^2 numbers of memory.

@@ -1,12 +1,12 @@
 """Greedy selection in blocks: the picks of one-at-a-time greedy, by matrix products instead of matrix-vector products.
 
 Every rule here has a score per item that can only fall while others are picked. So a pool of the highest scores may go
-on by itself for as long as its best beats the highest score outside it, which cannot have risen; then all items are told
-of several picks at once. The pool is served the same way by a pool of its own. (The look-ahead is that of lazy greedy:
-Minoux, 1978.)
+on by itself for as long as its best beats the highest score outside it, which cannot have risen; then all items are
+told of several picks at once. The pool is served the same way by a pool of its own. (The look-ahead is that of lazy
+greedy: Minoux, 1978.)
 
-Scores within `ROUNDING` of the best are equal, and of equals the lowest index is picked: so the answer does not depend on
-the order in which a product was summed.
+Scores within `ROUNDING` of the best are equal, and of equals the lowest index is picked: so the answer does not
+depend on the order in which a product was summed.
 """
 
 from collections.abc import Callable

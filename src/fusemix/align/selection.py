@@ -1,12 +1,13 @@
-"""A selection of k pairs: in which order, what each added, and how pairs that share items, and very many, are gone about.
+"""A selection of k pairs; and how pairs that share items, and very many pairs, are gone about.
 
 Pairs that share all that is looked at (five captions of one picture, by the picture) are one item to a method of
-diversity or coverage. Of each item the best pair stands for it, the lowest index where there are no qualities: on the whole
-kernel greedy would do the same. Where every item left is a repetition, as far as rounding shows, a new pass begins among the
-pairs that are left, as if nothing had been picked: who asked for 10,000 gets 10,000, each pass as diverse as can be.
+diversity or coverage. Of each item the best pair stands for it, the lowest index where there are no qualities: on the
+whole kernel greedy would do the same. Where every item left is a repetition, as far as rounding shows, a new pass
+begins among the pairs that are left, as if nothing had been picked: who asked for 10,000 gets 10,000, each pass as
+diverse as can be.
 
-Very many pairs are dealt into parts. What is picked in each part stands against one another once more (GreeDi, Mirzasoleiman
-et al., arXiv 1411.0541).
+Very many pairs are dealt into parts. What is picked in each part stands against one another once more (GreeDi,
+Mirzasoleiman et al., arXiv 1411.0541).
 """
 
 from dataclasses import dataclass

@@ -15,8 +15,8 @@ class Similarity:
     (of products by Schur's theorem), but the mean calls five captions of one picture alike whatever they say.
 
     Args:
-        sides: (n, D) latents of each modality, of any dtype; row i of all of them is item i. A row of zeros has a cosine
-            of 0 with everything, itself included.
+        sides: (n, D) latents of each modality, of any dtype; row i of all of them is item i. A row of zeros has a
+            cosine of 0 with everything, itself included.
         dtype: of the arithmetic, float64 or float32. Latents are converted block by block: to keep those of float16
             in float64 would take four times their memory.
     """
