@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fusemix.model import FuseMix, open_index
     from fusemix.sound import Sound
     from fusemix.studies import study
+    from fusemix.subsets import Subset, select
 
 _HOME = {
     "Encoder": "fusemix.encoders",
@@ -32,12 +33,14 @@ _HOME = {
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
     "Sound": "fusemix.sound",
+    "Subset": "fusemix.subsets",
     "extract": "fusemix.extraction",
     "inspect": "fusemix.inspection",
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",
     "read_pairs": "fusemix.data.pairs",
+    "select": "fusemix.subsets",
     "study": "fusemix.studies",
 }
 
@@ -52,12 +55,14 @@ __all__ = [
     "Latents",
     "Pairs",
     "Sound",
+    "Subset",
     "extract",
     "inspect",
     "load_encoder",
     "open_index",
     "open_latents",
     "read_pairs",
+    "select",
     "study",
 ]
 

@@ -38,6 +38,7 @@ from fusemix.arguments import (
 )
 from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
 from fusemix.verbs.inspect import inspect
+from fusemix.verbs.select import select
 from fusemix.verbs.study import study
 
 if TYPE_CHECKING:
@@ -198,6 +199,8 @@ def fit(
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
     ] = None,
+    subset: Annotated[Path | None, typer.Option(help="Train on what `fusemix select` picked.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Only the first so many of the subset's pairs.")] = None,
     track: Annotated[str | None, typer.Option(help="Also tell trackio, wandb or tensorboard.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; say what it would cost: time, memory and FLOPs.")
@@ -214,6 +217,7 @@ def fit(
     import fusemix as fm
     from fusemix.ranks import ranks
     from fusemix.state import claim
+    from fusemix.subsets import picked
     from fusemix.terminal import say, show_forecast
     from fusemix.tracking import tracker
 
@@ -226,7 +230,9 @@ def fit(
     if val == "train":
         raise DataError("--val train: pairs that are trained on cannot choose the epoch; give another split, or none")
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
-    train = pairs.only("train")
+    if keep is not None and subset is None:
+        raise DataError(f"--keep {keep}: of which subset? give --subset SUBSET.parquet too")
+    train = picked(pairs, subset, keep) if subset else pairs.only("train")
     if dry_run:
         cost = model.forecast(train, val=held)
         say(json.dumps(cost.to_dict(), indent=2)) if as_json else show_forecast(cost)
@@ -256,6 +262,9 @@ def fit(
     how = how if held is not None else "the last one; no validation split"
     say(f"kept epoch {facts['best_epoch']} of {epochs}: {how}")
     say(f"next: fusemix evaluate {out} {latents}")
+
+
+app.command(epilog="Example: fusemix select latents/ --keep 10000 --by diversity -o subset.parquet")(select)
 
 
 @app.command(epilog="Example: fusemix evaluate model/ latents/ --split test")

@@ -125,7 +125,7 @@ def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_fa
     for name, cost in forecast.items():
         say(
             f"{name}: {cost.items:,} distinct items x {cost.dim:,} numbers by {cost.encoder}, "
-            f"{_number(cost.shards, 'shard')}, {_size(cost.disk_bytes)}, about {duration(cost.seconds)}"
+            f"{_number(cost.shards, 'shard')}, {size(cost.disk_bytes)}, about {duration(cost.seconds)}"
         )
         if cost.failed:
             say(f"  {cost.failed:,} of {_number(cost.tried, 'tried item')} failed: {cost.reasons}")
@@ -134,7 +134,7 @@ def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_fa
     there = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.exists())
     need, free = sum(cost.disk_bytes for cost in forecast.values()), shutil.disk_usage(there).free
     enough = "" if need < free else ": NOT ENOUGH"
-    say(f"in all {_size(need)} of {_size(free)} free{enough}, {duration(sum(c.seconds for c in forecast.values()))}")
+    say(f"in all {size(need)} of {size(free)} free{enough}, {duration(sum(c.seconds for c in forecast.values()))}")
 
 
 def show_forecast(forecast: "FitForecast") -> None:
@@ -151,9 +151,9 @@ def show_forecast(forecast: "FitForecast") -> None:
         f"{_scaled(forecast.flops, 'FLOP')} in all"
     )
     where = "in memory" if forecast.resident else "more than fits: read from the disk in blocks, step by step"
-    say(f"latents: {_size(forecast.latent_bytes)}, {where}")
-    parts = " + ".join(f"{_size(count)} {part}" for part, count in forecast.memory.items())
-    say(f"memory beside them: {parts} = {_size(sum(forecast.memory.values()))}")
+    say(f"latents: {size(forecast.latent_bytes)}, {where}")
+    parts = " + ".join(f"{size(count)} {part}" for part, count in forecast.memory.items())
+    say(f"memory beside them: {parts} = {size(sum(forecast.memory.values()))}")
     reached = forecast.flops / forecast.seconds / forecast.rate
     say(
         f"about {duration(forecast.seconds)} at {100 * reached:.0f} % of the {_scaled(forecast.rate, 'FLOP/s')} "
@@ -166,7 +166,7 @@ def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'s' if count != 1 else ''}"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
     """Say a number of bytes."""
     return _scaled(count, "B")
 

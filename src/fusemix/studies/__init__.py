@@ -22,6 +22,7 @@ from fusemix.studies.plan import Arm, Plan, make_plan
 from fusemix.studies.points import Point, gather
 from fusemix.studies.runner import open_pool, run_all
 from fusemix.studies.trials import Numbers, Pool, Trial
+from fusemix.subsets import select
 from fusemix.training.device import find_device
 
 FACTS = "study.json"
@@ -184,8 +185,6 @@ def _picks(planned: Planned, out: Path, progress: Progress) -> dict[str, Numbers
     for place, how in enumerate(ways):
         progress("choose for diversity", place, len(ways), how)
         path = out / f"{how.replace(' ', '-')}.npy"
-        from fusemix.subsets import select
-
         rows = np.load(path, allow_pickle=False) if path.exists() else np.empty(0, dtype=np.int64)
         if len(rows) < most:
             rows = select(planned.pool.train, most, by="diversity", on=how.removeprefix("diversity on ")).rows
