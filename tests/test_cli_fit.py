@@ -139,3 +139,18 @@ def test_two_ranks_write_one_model(place):
 def test_a_mistake_is_told_before_anything_is_trained(place, words, message):
     done = fusemix("fit", "l", "-o", "mistake", *words, cwd=place, code=2)
     assert message in done.stderr and not (place / "mistake" / "checkpoint").exists()
+
+
+def test_any_setting_can_be_given_by_name(place):
+    words = ("--epochs", "1", "--dim", "8", "-q", "--json")
+    done = fusemix("fit", "l", "-o", "set", *words, "--set", "noise=0.5", "--set", "standardize=false", cwd=place)
+    config = json.loads(done.stdout)["config"]
+    assert config["noise"] == 0.5 and config["standardize"] is False
+    for word, said in (
+        ("nois=1", "--set nois=1: a fit has no setting 'nois'; found: "),
+        ("noise=much", "--set noise=much: wanted a number"),
+        ("standardize=yes", "--set standardize=yes: wanted true or false"),
+        ("quantize=1.5", "--set quantize=1.5: wanted a whole number"),
+        ("mixing=both", "no mixing 'both' for a fit; found: shared, separate, sample, spherical"),
+    ):
+        assert said in fusemix("fit", "l", "-o", "set", "--set", word, cwd=place, code=2).stderr
