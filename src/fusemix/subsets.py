@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fusemix import durable
 from fusemix.align.coverage import facility, farthest
-from fusemix.align.dpp import diverse
+from fusemix.align.dpp import diverse, log_det
 from fusemix.align.quality import agreement
 from fusemix.align.selection import Plan, Selection, best, pick_pairs, uniform, weights
 from fusemix.data.latents import Latents, LateTable
