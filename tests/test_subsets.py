@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 import fusemix as fm
+from fusemix.cli import app
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError, StoreError
-from fusemix.subsets import METHODS, Subset, compared, forecast, picked, qualities, select
+from fusemix.subsets import METHODS, Subset, compared, forecast, qualities, select
 from test_cli import fusemix
 
 
@@ -103,7 +105,7 @@ def test_what_is_saved_is_loaded_and_applied(latents, tmp_path):
     assert again.table["fusemix.order"].to_pylist() == list(range(25))
     ids = [latents.items["image"].ids[row] for row in latents.rows["image"][subset.rows]]
     assert again.table["fusemix.id.image"].to_pylist() == ids
-    assert len(picked(latents, tmp_path / "s.parquet", 7)) == 7
+    assert len(Subset.train(latents, tmp_path / "s.parquet", 7)) == 7
     with pytest.raises(DataError, match="the subset has 25"):
         again.first(26)
 
@@ -117,7 +119,7 @@ def test_a_subset_of_other_latents_is_refused(latents, tmp_path):
     with pytest.raises(MismatchError, match="its x items differ"):
         select(arrays[0], 5).pairs(arrays[1])
     with pytest.raises(MismatchError, match="which image each pair has"):
-        subset.pairs(latents.take(np.arange(len(latents))[::-1]))
+        subset.pairs(latents.take(np.r_[2, 1, 0, 3 : len(latents)]))
 
 
 def test_a_file_that_is_no_subset_is_named(latents, tmp_path):
@@ -133,7 +135,7 @@ def test_a_file_that_is_no_subset_is_named(latents, tmp_path):
 def test_pairs_of_val_are_not_trained_on(latents, tmp_path):
     select(latents, 5, split="val").save(tmp_path / "v.parquet")
     with pytest.raises(DataError, match="picked from split 'val'"):
-        picked(latents, tmp_path / "v.parquet")
+        Subset.train(latents, tmp_path / "v.parquet")
 
 
 @pytest.mark.parametrize("by", METHODS)
@@ -144,22 +146,38 @@ def test_a_forecast_picks_nothing_and_counts(latents, by):
     assert forecast(latents, 40, parts=4).plan.parts == 4
 
 
-def test_the_verb_picks_writes_and_is_trained_on(latents, tmp_path):
-    folder = latents_folder(latents)
-    shown = fusemix("select", folder, "--keep", 60, "--on", "image", "-o", "s.parquet", cwd=tmp_path).stdout
-    assert "60 of 160 train pairs by diversity" in shown and "log-determinant" in shown
-    assert f"next: fusemix fit {folder} --subset s.parquet -o model" in shown
-    words = ["--keep", 60, "--by", "mix", "-o", "t.parquet", "--json"]
-    result = json.loads(fusemix("select", folder, *words, cwd=tmp_path).stdout)
+def run(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_the_verb_picks_and_writes(latents, tmp_path):
+    folder, out = latents_folder(latents), tmp_path / "s.parquet"
+    shown = run("select", folder, "--keep", 160, "--on", "image", "-o", out, "-q")
+    assert "160 of 160 train pairs by diversity" in shown and "passes" in shown and "log-determinant" in shown
+    assert f"next: fusemix fit {folder} --subset {out} -o model" in shown
+    result = json.loads(run("select", folder, "--keep", 60, "--by", "mix", "-o", out, "--json", "-q"))
     assert result["k"] == 60 and result["picked"]["log_det"] > -1e4 and result["uniform"]["items"]["image"] <= 60
-    fusemix("fit", folder, "--subset", "s.parquet", "--keep", 40, "-o", "m", "--epochs", 2, "-q", cwd=tmp_path)
-    assert json.loads((tmp_path / "m" / "facts.json").read_text())["pairs"] == 40
-    error = fusemix("fit", folder, "--keep", 40, "-o", "n", cwd=tmp_path, code=2).stderr
-    assert "--keep 40: of which subset?" in error
-    shown = fusemix("select", folder, "--keep", 60, "--parts", 2, "--dry-run", "-o", "u.parquet", cwd=tmp_path).stdout
-    assert "nothing was picked" in shown and "in 2 parts" in shown and not (tmp_path / "u.parquet").exists()
-    cost = json.loads(fusemix("select", folder, "--keep", 60, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert len(Subset.load(out)) == 60
+    assert "not exact" in run("select", folder, "--keep", 20, "--parts", 2, "-o", out, "-q")
+
+
+def test_a_dry_run_picks_nothing(latents, tmp_path):
+    folder, out = latents_folder(latents), tmp_path / "s.parquet"
+    shown = run("select", folder, "--keep", 60, "--parts", 2, "--dry-run", "-o", out)
+    assert "nothing was picked" in shown and "in 2 parts" in shown and not out.exists()
+    cost = json.loads(run("select", folder, "--keep", 60, "--dry-run", "--json"))
     assert cost["pairs"] == 160 and cost["plan"]["dtype"] == "float64"
+
+
+def test_a_fit_trains_on_a_subset(latents, tmp_path):
+    folder = latents_folder(latents)
+    select(fm.open_latents(folder), 60).save(tmp_path / "s.parquet")
+    words = ["fit", folder, "--subset", "s.parquet", "--keep", 40, "-o", "m", "--epochs", 2, "-q", "--json"]
+    assert json.loads(fusemix(*words, cwd=tmp_path).stdout)["pairs"] == 40
+    with pytest.raises(DataError, match="keep 40 of which subset"):
+        Subset.train(latents, None, 40)
 
 
 def latents_folder(latents):
