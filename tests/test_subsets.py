@@ -12,7 +12,6 @@ from fusemix.cli import app
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError, StoreError
 from fusemix.subsets import METHODS, Subset, compared, forecast, qualities, select
-from test_cli import fusemix
 
 
 @pytest.mark.parametrize("by", METHODS)
@@ -174,8 +173,9 @@ def test_a_dry_run_picks_nothing(latents, tmp_path):
 def test_a_fit_trains_on_a_subset(latents, tmp_path):
     folder = latents_folder(latents)
     select(fm.open_latents(folder), 60).save(tmp_path / "s.parquet")
-    words = ["fit", folder, "--subset", "s.parquet", "--keep", 40, "-o", "m", "--epochs", 2, "-q", "--json"]
-    assert json.loads(fusemix(*words, cwd=tmp_path).stdout)["pairs"] == 40
+    words = ["fit", folder, "--subset", tmp_path / "s.parquet", "-o", "m", "--dry-run", "--json"]
+    assert json.loads(run(*words, "--keep", 40))["pairs"] == 40 and json.loads(run(*words))["pairs"] == 60
+    assert len(Subset.train(latents, None)) == 160
     with pytest.raises(DataError, match="keep 40 of which subset"):
         Subset.train(latents, None, 40)
 
