@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fusemix import durable
 from fusemix.align.coverage import facility, farthest
-from fusemix.align.dpp import diverse
+from fusemix.align.dpp import diverse, log_det
 from fusemix.align.quality import agreement
 from fusemix.align.selection import Plan, Selection, best, pick_pairs, uniform, weights
 from fusemix.data.latents import Latents, LateTable
@@ -124,6 +124,22 @@ class Subset:
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
             raise StoreError(f"{path} is damaged or no subset of fusemix ({error}); select again") from error
 
+    @classmethod
+    def train(cls, latents: Latents, path: str | Path | None, keep: int | None = None) -> Latents:
+        """Return the pairs to train on: those of a saved subset or its first `keep`, or the split train without one.
+
+        Raises:
+            DataError: it has fewer, or is not of the split train.
+        """
+        if path is None:
+            if keep is not None:
+                raise DataError(f"keep {keep:,} of which subset? give the file that `fusemix select` wrote too")
+            return latents.only("train")
+        subset = cls.load(path)
+        if subset.facts["split"] != "train":
+            raise DataError(f"{path} was picked from split {subset.facts['split']!r}; to train, select from train")
+        return (subset if keep is None else subset.first(keep)).pairs(latents)
+
 
 def select(
     latents: Latents,
@@ -182,18 +198,6 @@ def select(
     facts["seconds"] = round(time.perf_counter() - began, 2)
     rows = pool[chosen.rows]
     return Subset(rows, chosen.gains, facts, _marks(latents), LateTable(lambda: _described(latents.take(rows))))
-
-
-def picked(latents: Latents, path: str | Path, keep: int | None = None) -> Latents:
-    """Return the pairs of a saved subset, or its first `keep`, to train on.
-
-    Raises:
-        DataError: it has fewer, or is not of the split train.
-    """
-    subset = Subset.load(path)
-    if subset.facts["split"] != "train":
-        raise DataError(f"{path} was picked from split {subset.facts['split']!r}; to train, select from train")
-    return (subset if keep is None else subset.first(keep)).pairs(latents)
 
 
 def candidates(latents: Latents, k: int, by: str, on: str | Sequence[str] | None, split: str) -> tuple[Rows, list[str]]:

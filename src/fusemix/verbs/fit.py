@@ -53,7 +53,6 @@ def fit(
     import fusemix as fm
     from fusemix.ranks import ranks
     from fusemix.state import claim
-    from fusemix.subsets import picked
     from fusemix.terminal import Bars, say, show_forecast
     from fusemix.tracking import tracker
 
@@ -67,9 +66,7 @@ def fit(
     if val == "train":
         raise DataError("--val train: pairs that are trained on cannot choose the epoch; give another split, or none")
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
-    if keep is not None and subset is None:
-        raise DataError(f"--keep {keep}: of which subset? give --subset SUBSET.parquet too")
-    train = picked(pairs, subset, keep) if subset else pairs.only("train")
+    train = fm.Subset.train(pairs, subset, keep)
     if dry_run:
         cost = model.forecast(train, val=held)
         say(json.dumps(cost.to_dict(), indent=2)) if as_json else show_forecast(cost)

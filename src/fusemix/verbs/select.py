@@ -46,14 +46,8 @@ def select(
         say(json.dumps(result, indent=2)) if as_json else _foresee(cost, keep)
         return
     with Bars(quiet) as bars:
-        options: dict[str, Any] = {
-            "seed": seed,
-            "split": split,
-            "weight": weight,
-            "parts": parts,
-            "precision": precision,
-        }
-        subset = fm.select(pairs, keep, by, on, parts=parts, precision=precision, progress=bars, **options)
+        options: dict[str, Any] = {"seed": seed, "split": split, "weight": weight, "parts": parts}
+        subset = fm.select(pairs, keep, by, on, precision=precision, progress=bars, **options)
     subset.save(out)
     beside = subsets.compared(pairs, subset)
     if as_json:
