@@ -46,6 +46,15 @@ def test_the_commands_run(folder):
     assert (folder / "report.html").is_file()
 
 
+def test_the_commands_about_data_run(folder):
+    run([sys.executable, "-m", "fusemix", *shlex.split(blocks("sh")[0].splitlines()[0])[1:]], folder)  # extract
+    for line in blocks("sh")[1].strip().splitlines():
+        words = shlex.split(line)
+        assert words[0] == "fusemix"
+        last = run([sys.executable, "-m", *words], folder)
+    assert "fits in all" in last and (folder / "inspection" / "report.html").is_file()
+
+
 def test_the_python_runs_in_ten_lines(folder):
     code = blocks("python")[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
