@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
     from fusemix.extraction import extract
     from fusemix.index import Hit, Index
+    from fusemix.matches import Probe
     from fusemix.model import FuseMix, open_index
+    from fusemix.probing import probe
     from fusemix.sound import Sound
 
 _HOME = {
@@ -28,11 +30,13 @@ _HOME = {
     "ItemError": "fusemix.data.media",
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
+    "Probe": "fusemix.matches",
     "Sound": "fusemix.sound",
     "extract": "fusemix.extraction",
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",
+    "probe": "fusemix.probing",
     "read_pairs": "fusemix.data.pairs",
 }
 
@@ -45,11 +49,13 @@ __all__ = [
     "ItemError",
     "Latents",
     "Pairs",
+    "Probe",
     "Sound",
     "extract",
     "load_encoder",
     "open_index",
     "open_latents",
+    "probe",
     "read_pairs",
 ]
 

@@ -30,7 +30,9 @@ Split = Annotated[
 Root = Annotated[Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")]
 Pooling = Annotated[
     list[str] | None,
-    typer.Option(metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, instead of the default."),
+    typer.Option(
+        metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, perhaps of a layer, as mean@-2."
+    ),
 ]
 Decode = Annotated[
     list[str] | None,

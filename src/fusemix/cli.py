@@ -37,6 +37,7 @@ from fusemix.arguments import (
     named,
 )
 from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
+from fusemix.verbs.probe import probe
 
 if TYPE_CHECKING:
     from fusemix.terminal import Bars
@@ -94,6 +95,12 @@ def demo(
     say(f"\n{sum(done.seconds.values()):.0f} s in all. Pictures and curves: {done.folder / 'report.html'}\n\nNext:")
     for command in done.commands:
         say(f"  {command}")
+
+
+app.command(
+    context_settings=EXTRA,
+    epilog="Example: fusemix probe products.csv --image photo=facebook/dinov2-base,hog --text title=minilm",
+)(probe)
 
 
 @app.command(
