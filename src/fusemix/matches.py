@@ -1,6 +1,5 @@
 """What a probe found: encoders and what they cost, pairs of them in order, and the table that shows both."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ class Match:
             "z": round(self.mutual.z, 2),
         }  # fmt: skip
         return {
-            **names, "recall": round(self.recall, 3), "recall_ci95": [round(end, 3) for end in self.interval],
+            "encoders": names, "recall": round(self.recall, 3), "recall_ci95": [round(end, 3) for end in self.interval],
             "behind_first_ci95": [round(end, 3) for end in self.behind], "as_good_as_first": self.as_good_as_first,
             "mutual_neighbours": mutual, "seconds_per_1000": round(self.seconds, 4),
         }  # fmt: skip
@@ -119,18 +118,17 @@ class Probe:
         return {encoder.modality: encoder for encoder in self.ranking[0].encoders}
 
     def table(self) -> list[list[str]]:
-        """Return the rows of a table: place, encoders, recall, whether as good as the first, mutual kNN, costs."""
+        """Return the rows of a table: place, encoders, recall, whether as good as the first, mutual kNN, cost."""
         one, other = self.ranking[0].encoders
-        head = ["", one.modality, other.modality, "recall", "95 %", "", "mutual kNN", "95 %", "dims", "s / 1,000"]
-        rows = [[*head, "MB / 1,000"]]
+        head = ["", one.modality, other.modality, "recall", "95 %", "", "mutual kNN", "95 %", "s / 1,000"]
+        rows = [head]
         for place, match in enumerate(self.ranking, start=1):
             a, b = match.encoders
             m = match.mutual
             shared = [f"{m.score:.3f}", _span(m.interval, 3)] if m else ["-", ""]
             equal = "as good" if place > 1 and match.as_good_as_first else ""
-            cost = [f"{match.seconds:.3g}", f"{(a.disk_bytes + b.disk_bytes) / 1e6:.3g}"]
             recall = [f"{match.recall:.1f}", _span(match.interval, 1), equal]
-            rows.append([str(place), a.name, b.name, *recall, *shared, f"{a.dim:,}+{b.dim:,}", *cost])
+            rows.append([str(place), a.name, b.name, *recall, *shared, f"{match.seconds:.3g}"])
         return rows
 
     def notes(self) -> list[str]:
@@ -156,18 +154,20 @@ class Probe:
             f"{self.chance:.1f}). Mutual kNN: 0 is chance, 1 the same neighbours."
         )
 
+    def costs(self) -> list[list[str]]:
+        """Return the rows of a second table: what each encoder that could be judged costs for 1,000 items."""
+        rows = [["", "encoder", "dims", "s / 1,000", "MB / 1,000", "failed"]]
+        for each in self.candidates:
+            if not each.why:
+                cost = [f"{each.dim:,}", f"{each.seconds:.3g}", f"{each.disk_bytes / 1e6:.3g}", f"{each.failed:,}"]
+                rows.append([each.modality, each.name, *cost])
+        return rows
+
     def __str__(self) -> str:
-        cells = self.table()
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i in (1, 2, 5) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
         out = [f"not judged: {each.modality} {each.name}: {each.why}" for each in self.candidates if each.why]
-        return "\n".join([self.caption(), *lines, *out, *(f"note: {note}" for note in self.notes())])
+        notes = [f"note: {note}" for note in self.notes()]
+        ranking, costs = _aligned(self.table(), left=(1, 2, 5)), _aligned(self.costs(), left=(0, 1))
+        return "\n".join([self.caption(), *ranking, "", *costs, *out, *notes])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -176,6 +176,18 @@ class Probe:
             "chance": round(self.chance, 3), "ranking": [match.to_dict() for match in self.ranking],
             "encoders": [candidate.to_dict() for candidate in self.candidates], "notes": self.notes(),
         }  # fmt: skip
+
+
+def _aligned(cells: list[list[str]], left: tuple[int, ...]) -> list[str]:
+    """Write a table, some of its columns flush left."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
 
 
 def _span(ends: tuple[float, float], digits: int) -> str:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fusemix.align.closed_form import principal
-from fusemix.align.metrics import CUTOFFS, resample
+from fusemix.align.metrics import resample
 from fusemix.align.mutual import mutual_neighbours
 from fusemix.align.quality import held_out_recall
 from fusemix.data.pairs import Pairs, Rows
@@ -209,7 +209,7 @@ def _judge(
     apart = unrelated(x_of, y_of, groups)
     matches, draws = [], []
     for done, ((one, x), (other, y)) in enumerate(product(xs, ys), start=1):
-        values, owners = held_out_recall(cut[id(x)], cut[id(y)], (x_of, y_of), groups, seed, FOLDS)
+        values, random, owners = held_out_recall(cut[id(x)], cut[id(y)], (x_of, y_of), groups, seed, FOLDS)
         draws.append(100 * resample(values[:, None], owners, np.random.default_rng(seed))[:, 0])
         mutual = None
         if len(apart) >= LEAST:
@@ -218,13 +218,8 @@ def _judge(
         progress("probe pairs of encoders", done, len(xs) * len(ys))
     order = sorted(range(len(matches)), key=lambda i: -matches[i].recall)
     ranking = tuple(replace(matches[i], behind=_ends(draws[order[0]] - draws[i])) for i in order)
-    gallery = round(len(groups) / FOLDS)
-    return Probe(len(groups), len(np.unique(groups)), gallery, _chance(gallery), ranking, tried)
-
-
-def _chance(gallery: int) -> float:
-    """Mean recall of a random order in which one of so many items is right."""
-    return 100 * float(np.mean([min(1.0, k / gallery) for k in CUTOFFS]))
+    gallery, chance = round(len(groups) / FOLDS), 100 * float(random.mean())
+    return Probe(len(groups), len(np.unique(groups)), gallery, chance, ranking, tried)
 
 
 def _ends(draws: NDArray[np.float64]) -> tuple[float, float]:

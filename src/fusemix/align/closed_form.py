@@ -204,24 +204,26 @@ def fit_closed_forms(
     held = _held_out(groups, seed)
     about = _some_mean(x), _some_mean(y)
     part, rest = (_Sums.of(x, y, (pairs[0][mask], pairs[1][mask]), *about) for mask in (~held, held))
-    chosen = {name: _shrinkage(form, part, x, y, pairs, held) for name, form in CLOSED_FORMS.items()}
+    chosen = _shrinkages(CLOSED_FORMS, part, x, y, pairs, held)
     whole = (part + rest).moments()
     return {name: form(whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
 
 
-def _shrinkage(
-    form: Callable[[Moments, float], ClosedForm], part: _Sums, x: Latents, y: Latents, pairs: Rows,
+def _shrinkages(
+    forms: dict[str, Callable[[Moments, float], ClosedForm]], part: _Sums, x: Latents, y: Latents, pairs: Rows,
     held: NDArray[np.bool_],
-) -> float:  # fmt: skip
-    """Choose the shrinkage that does best on the held-out pairs, by fits on the sums of the others."""
-    if not 2 <= held.sum() <= len(held) - 2:
-        return SHRINKAGES[-1]
-    m = part.moments()
-    (keep_x, ix), (keep_y, iy) = (np.unique(rows[held], return_inverse=True) for rows in pairs)
-    x_held, y_held = x[torch.from_numpy(keep_x)], y[torch.from_numpy(keep_y)]
-    trials = [form(m, s) for s in SHRINKAGES]
-    scores = [mean_recall(trial.embed_x(x_held), trial.embed_y(y_held), (ix, iy)) for trial in trials]
-    return SHRINKAGES[int(np.argmax(scores))]
+) -> dict[str, float]:  # fmt: skip
+    """Choose for each form what does best on the held-out pairs, by fits on the sums of the others."""
+    chosen = dict.fromkeys(forms, SHRINKAGES[-1])
+    if 2 <= held.sum() <= len(held) - 2:
+        m = part.moments()
+        (keep_x, ix), (keep_y, iy) = (np.unique(rows[held], return_inverse=True) for rows in pairs)
+        x_held, y_held = x[torch.from_numpy(keep_x)], y[torch.from_numpy(keep_y)]
+        for name, form in forms.items():
+            trials = [form(m, s) for s in SHRINKAGES]
+            scores = [mean_recall(trial.embed_x(x_held), trial.embed_y(y_held), (ix, iy)) for trial in trials]
+            chosen[name] = SHRINKAGES[int(np.argmax(scores))]
+    return chosen
 
 
 def cross_fit(
@@ -247,7 +249,7 @@ def cross_fit(
     about = _some_mean(x), _some_mean(y)
     mask = _held_out(groups, seed)
     part = _Sums.of(x, y, (pairs[0][~mask], pairs[1][~mask]), *about)
-    shrinkage = _shrinkage(CLOSED_FORMS[form], part, x, y, pairs, mask)
+    shrinkage = _shrinkages({form: CLOSED_FORMS[form]}, part, x, y, pairs, mask)[form]
     held = [np.flatnonzero(fold == i) for i in range(folds)]
     sums = [_Sums.of(x, y, (pairs[0][rows], pairs[1][rows]), *about) for rows in held]
     fitted = []
@@ -270,7 +272,8 @@ def principal(latents: Tensor, width: int) -> Tensor:
     else:
         values, vectors = torch.linalg.eigh(centred @ centred.T)
         scores = vectors * values.clamp(min=0).sqrt()
-    return scores[:, -width:].flip(1).float()
+    first: Tensor = scores[:, -width:].flip(1).float()
+    return first
 
 
 def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
