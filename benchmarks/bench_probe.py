@@ -1,6 +1,6 @@
 """Whether `fusemix probe` ranks pairs of encoders as whole fits do, on Flickr8k.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_probe.py --keep FOLDER [--data FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/bench_probe.py [--keep FOLDER] [--data FOLDER]
 
 The data are those of `bench_fit.py`, and `flickr8k/images/` and `flickr8k/captions.tsv`. Six encoders of pictures times
 four of texts are made from what is at hand, strong and weak, wide and narrow (`IMAGES`, `TEXTS`). Their latents and the
@@ -8,7 +8,9 @@ figures of finished fits stay in FOLDER, and are not made again.
 
 A whole fit is FuseMix on 5,000 training photographs with a caption each, by `config.scaled` made small enough for one
 thread: blocks of the latent's own width, 300 steps. Its figure is the mean R@1, both ways, on the 1,000 validation
-photographs and their 5,000 captions. A probe has 2,000 training photographs, a caption each, and never looks at those.
+photographs and their 5,000 captions. The same with another seed, which also
+draws other photographs, shows how well any measure could do. A probe has at most 2,000 training photographs, a caption
+each, and never looks at those of validation.
 """
 
 import argparse
@@ -26,7 +28,8 @@ import torch
 from PIL import Image
 from scipy.stats import spearmanr
 
-import fusemix as fm  # noqa: F401
+import fusemix as fm
+import fusemix.probing as probing
 from bench_fit import open_flickr, vectors
 from fusemix.config import scaled
 from fusemix.data.latents import Latents
@@ -39,6 +42,7 @@ from goals import leave, result
 CPU = torch.device("cpu")
 PAIRS, STEPS = 5000, 300
 SAMPLES = (500, 1000, 2000)
+WIDTHS = (64, 128, 256, 512, 4096)
 
 
 def colours(pictures: Sequence[Any]) -> np.ndarray:
@@ -107,15 +111,15 @@ def array(keep: Path, data: Path, name: str) -> Path:
     return path
 
 
-def full_fit(keep: Path, data: Path, image: str, text: str) -> float:
+def full_fit(keep: Path, data: Path, image: str, text: str, seed: int = 0) -> float:
     """Mean R@1, both ways, in percent, on the validation split; a fit that is done is not done again."""
-    path = keep / f"fit-{image}-{text}.json"
+    path = keep / f"fit-{image}-{text}-{seed}.json"
     if not path.exists():
         began = time.process_time()
         train, val = (swapped(part, keep, data, image, text) for part in open_flickr(data))
         first = np.unique(train.groups, return_index=True)[1]
-        train = train.take(np.random.default_rng(0).permutation(first)[:PAIRS])
-        config = scaled(len(train), seed=0)
+        train = train.take(np.random.default_rng(seed).permutation(first)[:PAIRS])
+        config = scaled(len(train), seed=seed)
         epochs = round(STEPS * 2 * config.batch_size / PAIRS)
         fitted = fit_adapters(
             train, None, replace(config, dim=256, expansion=1, epochs=epochs), CPU, lambda *_, **__: None
@@ -124,7 +128,7 @@ def full_fit(keep: Path, data: Path, image: str, text: str) -> float:
         recall = float(np.mean([way.recall[1] for way in scores.values()]))
         path.write_text(json.dumps({"recall": recall, "seconds": time.process_time() - began}))
     found = json.loads(path.read_text())
-    print(f"# fit of {image} and {text}: mean R@1 {found['recall']:.2f} in {found['seconds']:.0f} s", flush=True)
+    print(f"# fit {seed} of {image} and {text}: mean R@1 {found['recall']:.2f} in {found['seconds']:.0f} s", flush=True)
     return float(found["recall"])
 
 
@@ -133,18 +137,67 @@ def swapped(pairs: Latents, keep: Path, data: Path, image: str, text: str) -> La
     return replace(pairs, items={n: vectors(n, array(keep, data, e)) for n, e in (("image", image), ("text", text))})
 
 
+def compare(keep: Path, data: Path, full: dict[tuple[str, str], float], sample: int) -> None:
+    """Probe on a sample of a size, and say how well each measure orders the pairs as the fits do."""
+    pairs = fm.read_pairs(data / "flickr8k/captions.tsv", image="image", text="caption", root=data / "flickr8k/images")
+    began = time.process_time()
+    probe = fm.probe(
+        pairs, sample=sample, image=[keep / f"{i}.npy" for i in IMAGES], text=[keep / f"{t}.npy" for t in TEXTS]
+    )
+    seconds = time.process_time() - began
+    names = [tuple(Path(encoder.name).stem for encoder in match.encoders) for match in probe.ranking]
+    fits = np.array([full[name] for name in names])
+    print(f"# sample of {sample:,}, {seconds:.0f} CPU seconds\n{probe}\n")
+    measures = {
+        "cross-validated recall, its ranking": [match.recall for match in probe.ranking],
+        "mutual kNN, calibrated": [match.mutual.score for match in probe.ranking],
+        "mutual kNN, uncalibrated": [match.mutual.overlap for match in probe.ranking],
+        "width of both latents": [sum(encoder.dim for encoder in match.encoders) for match in probe.ranking],
+    }
+    upper = fits >= np.median(fits)
+    for measure, values in measures.items():
+        for what, chosen in (("", np.ones_like(upper)), (" the better half,", upper)):
+            name = (
+                f"probe of {sample:,} pairs: Spearman of {measure} with full fits,{what} {chosen.sum()} encoder pairs"
+            )
+            figure = round(float(spearmanr(np.array(values)[chosen], fits[chosen]).statistic), 3)
+            result(name, figure, "reported", lambda _: True)
+    lost = float(fits.max() - fits[0])
+    result(f"probe of {sample:,} pairs: R@1 that its first loses to the best fit", lost, "reported", lambda _: True)
+    figures = {"probe": probe.to_dict(), "fits": [list(pair) for pair in zip(names, fits, strict=True)]}
+    (keep / f"probe-{sample}.json").write_text(json.dumps({"cpu_seconds": seconds, **figures}, indent=1))
+
+
+def cut(keep: Path, data: Path, width: int) -> None:
+    """Probe the widest pictures' encoder with more or fewer principal components."""
+    pairs = fm.read_pairs(data / "flickr8k/captions.tsv", image="image", text="caption", root=data / "flickr8k/images")
+    probing.WIDTH = width
+    began = time.process_time()
+    probe = fm.probe(pairs, image=keep / "mobilenet1+2.npy", text=keep / "minilm.npy")
+    seconds = time.process_time() - began
+    print(f"# {width:,} principal components at most: recall {probe.ranking[0].recall:.1f}, {seconds:.1f} CPU seconds")
+
+
 def main() -> None:
     """Fit, probe and compare."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=os.environ.get("FUSEMIX_DATA"))
-    parser.add_argument("--keep", type=Path, required=True)
-    parser.add_argument("--fits-only", action="store_true")
+    parser.add_argument("--keep", type=Path, default=Path("probe-figures"))
     given = parser.parse_args()
+    if given.data is None or not (given.data / "flickr8k/captions.tsv").is_file():
+        print("# no Flickr8k here (see above), so there is nothing to measure")
+        return
     torch.set_num_threads(1)
     given.keep.mkdir(parents=True, exist_ok=True)
     full = {(i, t): full_fit(given.keep, given.data, i, t) for t in TEXTS for i in IMAGES}
-    if given.fits_only:
-        return
+    again = {(i, t): full_fit(given.keep, given.data, i, t, seed=1) for t in TEXTS for i in IMAGES}
+    figure = round(float(spearmanr(list(full.values()), list(again.values())).statistic), 3)
+    result(f"Spearman of full fits with those of another seed, {len(full)} encoder pairs", figure, "reported", bool)
+    for sample in SAMPLES:
+        compare(given.keep, given.data, full, sample)
+    for width in WIDTHS:
+        cut(given.keep, given.data, width)
+    leave()
 
 
 if __name__ == "__main__":

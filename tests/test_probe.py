@@ -190,7 +190,7 @@ def test_the_command_prints_a_ranking_and_the_command_that_extracts_with_the_fir
 
     shown = run(*words, "--quiet")
     assert shown.returncode == 0 and shown.stderr == "", shown.stderr
-    assert "not judged: image enc:broken" in shown.stdout and " 1  enc:colours  enc:letters" in shown.stdout
+    assert "not judged: image enc:broken" in shown.stdout and "\n1  enc:colours  enc:letters" in shown.stdout
     plain = json.loads(run(*words, "--json", "-q").stdout)
     assert plain["ranking"][0]["encoders"] == {"image": "enc:colours", "text": "enc:letters"}
     assert shown.stdout.splitlines()[-1] == f"next: {plain['next']}"

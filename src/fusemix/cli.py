@@ -7,7 +7,6 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,8 +34,9 @@ from fusemix.arguments import (
     Split,
     modalities,
     named,
+    read_given,
 )
-from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
+from fusemix.errors import DataError, FusemixError, TooManyFailuresError
 from fusemix.verbs.probe import probe
 
 if TYPE_CHECKING:
@@ -141,19 +141,8 @@ def extract(
     from fusemix.terminal import say, show_extraction, show_survey
 
     given = modalities(context, image, text)
-    for name, value in given.items():
-        known = [option.lstrip("-") for p in context.command.params for option in p.opts if option.startswith("--")]
-        if "=" not in value and name not in ("image", "text") and get_close_matches(name, known):
-            raise DataError(
-                f"--{name} {value}: no such option; {choices(name, known)} (a modality is --NAME COLUMN=ENCODER)"
-            )
-    columns = {name: value.partition("=")[0] for name, value in given.items()}
+    pairs = read_given(context, source, given, group=group, split=split, root=root, seed=seed)
     encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
-    try:
-        pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
-    except DataError as error:
-        bare = [name for name, value in given.items() if "=" not in value and f"no column {value!r}" in str(error)]
-        raise (DataError(f"{error} (wanted --{bare[0]} COLUMN=ENCODER)") if bare else error) from None
     chosen: dict[str, Any] = {
         "pooling": named("pooling", pooling),
         "decode": named("decode", decode),

@@ -20,7 +20,7 @@ from fusemix.align.closed_form import principal
 from fusemix.align.metrics import resample
 from fusemix.align.mutual import mutual_neighbours
 from fusemix.align.quality import held_out_recall
-from fusemix.data.pairs import Pairs, Rows
+from fusemix.data.pairs import Pairs, Rows, require_files
 from fusemix.data.sampling import draw, unrelated
 from fusemix.encoders import takes_pooling
 from fusemix.errors import DataError, EncoderError, FusemixError
@@ -112,7 +112,9 @@ def _candidates(pairs: Pairs, name: str, specs: Any, poolings: Mapping[str, list
         listed = listed or [None]
     if not listed:
         kind = pairs.items[name].kind
-        raise DataError(f"no candidates for {name!r} ({kind} items); give {name}=[ENCODER, ENCODER, ...]")
+        raise DataError(f"no candidates for {name!r} ({kind} items); give {name}=ENCODER, or several")
+    if any(not str(spec).endswith(".npy") for spec in listed):
+        require_files(pairs.items[name])
     own: list[str | None] = [None]
     each = [(spec, word) for spec in listed for word in (poolings.get(name, own) if takes_pooling(spec) else own)]
     return [Candidate(name, spec, word, _label(spec, word)) for spec, word in dict.fromkeys(each)]

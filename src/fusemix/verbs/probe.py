@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fusemix.arguments import Decode, Group, Json, Precision, Quiet, Root, Seed, Source, Split, modalities, named
+from fusemix.arguments import (
+    Decode,
+    Group,
+    Json,
+    Precision,
+    Quiet,
+    Root,
+    Seed,
+    Source,
+    Split,
+    modalities,
+    named,
+    read_given,
+)
 from fusemix.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,10 +60,10 @@ def probe(
     import fusemix as fm
     from fusemix.terminal import Bars, say
 
-    given = {name: value.partition("=") for name, value in modalities(context, image, text).items()}
-    columns = {name: column for name, (column, _, _) in given.items()}
-    candidates = {name: _listed(specs) for name, (_, _, specs) in given.items() if specs}
-    pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
+    given = modalities(context, image, text)
+    pairs = read_given(context, source, given, group=group, split=split, root=root, seed=seed)
+    columns = {name: value.partition("=")[0] for name, value in given.items()}
+    candidates = {name: _listed(value.partition("=")[2]) for name, value in given.items() if "=" in value}
     poolings = {name: _listed(words) for name, words in named("pooling", pooling).items()}
     decoders = named("decode", decode)
     with Bars(quiet) as bars:
