@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=Path("probe-figures"))
     given = parser.parse_args()
     if given.data is None or not (given.data / "flickr8k/captions.tsv").is_file():
-        print("# no Flickr8k here (see above), so there is nothing to measure")
+        print("# no Flickr8k here: --data FOLDER with flickr8k/captions.tsv and latents/flickr8k/; nothing measured")
         return
     torch.set_num_threads(1)
     given.keep.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ class Candidate:
         pooling: what `extract` takes; None is the encoder's own.
         name: short, unique among the candidates of the modality.
         dim: D, width of a latent; 0 if it gave none.
-        seconds: to encode 1,000 items on this machine; loading is not counted.
+        seconds: to encode 1,000 items on this machine; loading is not counted, and latents that are at hand cost 0.
         disk_bytes: of 1,000 latents in float16.
         failed: items of the sample without a latent.
         why: why it is not in the ranking; "" if it is.
