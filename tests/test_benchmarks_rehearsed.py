@@ -38,6 +38,12 @@ def test_without_data_the_fit_benchmark_says_so_in_a_line(tmp_path):
         assert out.startswith("# no Flickr8k latents here") and out.count("\n") == 1
 
 
+def test_without_data_the_probe_benchmark_says_so_in_a_line(tmp_path):
+    for words in ((), ("--data", tmp_path)):
+        out = bench("bench_probe.py", "--keep", tmp_path / "keep", *words)
+        assert out.startswith("# no Flickr8k here") and out.count("\n") == 1 and not (tmp_path / "keep").exists()
+
+
 def test_the_fit_benchmark_prints_both_curves_and_a_ratio(tmp_path):
     """Made-up latents, laid out as the real ones."""
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from fusemix.align.closed_form import (
     cross_fit,
     fit_closed_forms,
     moments,
+    principal,
     ridge,
 )
 from fusemix.align.metrics import mean_recall
@@ -164,3 +165,14 @@ def test_cross_fitting_judges_every_pair_once_by_a_form_that_has_not_seen_its_gr
         assert not set(groups[held]) & set(groups[rest])
         alone = cca(moments(x, y, (rest, rest)), form.shrinkage)
         torch.testing.assert_close(form.embed_x(x) @ form.embed_y(y).T, alone.embed_x(x) @ alone.embed_y(y).T)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(40, 12), (20, 50)])
+def test_principal_components_are_those_of_a_singular_value_decomposition(count, dim):
+    z = torch.randn(count, dim, generator=torch.Generator().manual_seed(0)) + 5
+    got = principal(z, 6)
+    u, s, _ = np.linalg.svd(z.double().numpy() - z.double().numpy().mean(axis=0), full_matrices=False)
+    assert got.shape == (count, 6) and got.dtype == torch.float32
+    np.testing.assert_allclose(np.abs(got.numpy()), np.abs(u[:, :6] * s[:6]), atol=1e-4)
+    whole = principal(z, 1000)  # a turn: distances stay
+    np.testing.assert_allclose(torch.pdist(whole), torch.pdist(z), atol=1e-4)

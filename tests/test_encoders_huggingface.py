@@ -442,6 +442,42 @@ def test_a_pooling_can_be_chosen(tmp_path):
         load_encoder(text, "text", pooling="max")
 
 
+@pytest.mark.parametrize("name", ["vit", "dinov2", "clip", "siglip", "mae"])
+def test_a_layer_of_an_image_model_is_what_its_class_shows(name, tmp_path):
+    folder = save_image(tmp_path / "m", name)
+    with pytest.warns(UserWarning, match="made for pooling .* and is used with 'mean@-2'"):
+        encoder = load_encoder(str(folder), "image", pooling="mean@-2")
+    assert encoder.fingerprint["pooling"] == "mean@-2"
+    settings = {"mask_ratio": 0.0} if name == "mae" else {}
+    model = type(IMAGE[name][0]()).from_pretrained(folder, **settings).eval()
+    with torch.inference_mode():
+        batch = IMAGE[name][1]()(images=pictures(), return_tensors="pt")
+        states = getattr(model, "vision_model", model)(**batch, output_hidden_states=True).hidden_states
+    assert len(states) == 3, "two layers, and what enters the first"
+    expected = states[1][:, encoder.special :].mean(dim=1).numpy()
+    np.testing.assert_allclose(encoder.encode(pictures()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pooling", "layer"), [("mean@-2", 1), ("mean@0", 0), ("mean@2", 2)])
+def test_a_layer_of_a_text_model_is_what_its_class_shows(pooling, layer, tmp_path):
+    folder = save_bert(tmp_path / "m")
+    encoder = load_encoder(str(folder), "text", pooling=pooling)
+    model = hf.BertModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        batch = wordpiece()(["a red kite"], return_tensors="pt")
+        expected = model(**batch, output_hidden_states=True).hidden_states[layer][0].mean(dim=0).numpy()
+    got = encoder.encode(["a red kite", "the blue sea in the red kites in the sky"])
+    np.testing.assert_allclose(got[0], expected, atol=1e-5)
+    again = load_encoder(encoder.source, "text", pooling=encoder.fingerprint["pooling"])
+    np.testing.assert_array_equal(again.encode(["a red kite"]), encoder.encode(["a red kite"]))
+
+
+def test_a_layer_that_a_model_does_not_have_is_told(tmp_path):
+    encoder = load_encoder(str(save_bert(tmp_path / "m")), "text", pooling="mean@-7")
+    with pytest.raises(EncoderError, match="no layer -7: it has 2"):
+        encoder.encode(["a red kite"])
+
+
 def test_tokens_are_counted_as_the_model_sees_them(tmp_path):
     encoder = load_encoder(str(save_bert(tmp_path / "e5-small-x")), "text")
     assert encoder.lengths(["a", "a red kite", "red " * 100]) == [5, 7, 16] and encoder.lengths([]) == []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.encoders.pooling import FAMILIES, NAMED, POOLINGS, choose, family_of, pool
+from fusemix.encoders.pooling import FAMILIES, NAMED, POOLINGS, choose, family_of, pool, show_layers
 from fusemix.errors import EncoderError
 
 HIDDEN = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32))
@@ -88,3 +88,36 @@ def test_another_pooling_of_a_known_family_is_warned_of_by_both_names():
 def test_an_unknown_pooling_names_the_choices():
     with pytest.raises(EncoderError, match=r"m: no pooling 'men'; found: cls, mean, cls\+mean, last, pooler; did you"):
         choose("men", (), "mean", "m")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean", "last"])
+def test_a_pooling_of_a_layer_is_that_pooling_of_its_hidden_states(pooling):
+    states = tuple(HIDDEN * factor for factor in (1, 2, 3))
+    for layer, state in ((0, 0), (2, 2), (-1, 2), (-3, 0)):
+        wanted = pool(SimpleNamespace(last_hidden_state=states[state]), pooling, MASK)
+        assert torch.equal(pool(output(hidden_states=states), f"{pooling}@{layer}", MASK), wanted)
+    assert show_layers("mean@-2") == {"output_hidden_states": True} and show_layers("cls+mean") == {}
+
+
+def test_a_layer_that_is_not_there_is_an_error_that_says_which_are():
+    for layer in (3, -4):
+        with pytest.raises(EncoderError, match=f"no layer {layer}: it has 2, which are @1 to @2 or @-2 to @-1, and @0"):
+            pool(output(hidden_states=(HIDDEN,) * 3), f"mean@{layer}")
+    with pytest.raises(EncoderError, match="does not show its layers, so no pooling of layer -2; leave out the @"):
+        pool(output(), "mean@-2")
+
+
+@pytest.mark.parametrize("asked", ["mean@", "mean@two", "mean@+1", "mean@-0", "mean@01", "max@-1", "@-1"])
+def test_a_layer_has_one_way_to_be_written(asked):
+    with pytest.raises(EncoderError, match="no pooling .* found: cls.* of a layer: mean@-2"):
+        choose(asked, (), "mean", "m")
+
+
+def test_the_pooler_has_no_layers():
+    with pytest.raises(EncoderError, match="no pooling 'pooler@-2', as the pooler sees the last layer only"):
+        choose("pooler@-2", (), "mean", "m")
+
+
+def test_the_layer_of_a_pooling_that_the_model_was_made_for_is_warned_of():
+    with pytest.warns(UserWarning, match="made for pooling 'mean', and is used with 'mean@-2'"):
+        assert choose("mean@-2", ("mean",), "mean", "m") == "mean@-2"

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from fusemix.extraction import extract
     from fusemix.index import Hit, Index
     from fusemix.inspection import Inspection, inspect
+    from fusemix.matches import Probe
     from fusemix.model import FuseMix, open_index
+    from fusemix.probing import probe
     from fusemix.sound import Sound
     from fusemix.studies import study
     from fusemix.subsets import Subset, select
@@ -32,6 +34,7 @@ _HOME = {
     "ItemError": "fusemix.data.media",
     "Latents": "fusemix.data.latents",
     "Pairs": "fusemix.data.pairs",
+    "Probe": "fusemix.matches",
     "Sound": "fusemix.sound",
     "Subset": "fusemix.subsets",
     "extract": "fusemix.extraction",
@@ -39,6 +42,7 @@ _HOME = {
     "load_encoder": "fusemix.encoders",
     "open_index": "fusemix.model",
     "open_latents": "fusemix.data.latents",
+    "probe": "fusemix.probing",
     "read_pairs": "fusemix.data.pairs",
     "select": "fusemix.subsets",
     "study": "fusemix.studies",
@@ -54,6 +58,7 @@ __all__ = [
     "ItemError",
     "Latents",
     "Pairs",
+    "Probe",
     "Sound",
     "Subset",
     "extract",
@@ -61,6 +66,7 @@ __all__ = [
     "load_encoder",
     "open_index",
     "open_latents",
+    "probe",
     "read_pairs",
     "select",
     "study",

@@ -1,11 +1,16 @@
 """What several verbs of the command line are told: shared options, and the words that name modalities."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fusemix.errors import DataError, choices
+
+if TYPE_CHECKING:
+    from fusemix.data.pairs import Pairs
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -30,7 +35,9 @@ Split = Annotated[
 Root = Annotated[Path | None, typer.Option(help="Folder that file names are relative to (default: the table's).")]
 Pooling = Annotated[
     list[str] | None,
-    typer.Option(metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, instead of the default."),
+    typer.Option(
+        metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, perhaps of a layer, as mean@-2."
+    ),
 ]
 Decode = Annotated[
     list[str] | None,
@@ -65,6 +72,28 @@ def modalities(context: typer.Context, image: list[str] | None, text: list[str] 
         others.append((name, value))
     given = [*(("image", value) for value in image or ()), *others, *(("text", value) for value in text or ())]
     return _once(given, "--{0} {1}")
+
+
+def read_given(context: typer.Context, source: str, given: Mapping[str, str], **options: Any) -> "Pairs":
+    """Read the pairs of --NAME COLUMN=ENCODER words, see `data.pairs.read_pairs`.
+
+    Raises:
+        DataError: as `read_pairs`; where the column was forgotten, or an option misspelt, it says so.
+    """
+    import fusemix as fm
+
+    for name, value in given.items():
+        known = [option.lstrip("-") for p in context.command.params for option in p.opts if option.startswith("--")]
+        if "=" not in value and name not in ("image", "text") and get_close_matches(name, known):
+            raise DataError(
+                f"--{name} {value}: no such option; {choices(name, known)} (a modality is --NAME COLUMN=ENCODER)"
+            )
+    columns: dict[str, Any] = {name: value.partition("=")[0] for name, value in given.items()}
+    try:
+        return fm.read_pairs(source, **options, **columns)
+    except DataError as error:
+        bare = [name for name, value in given.items() if "=" not in value and f"no column {value!r}" in str(error)]
+        raise (DataError(f"{error} (wanted --{bare[0]} COLUMN=ENCODER)") if bare else error) from None
 
 
 def named(option: str, words: list[str] | None) -> dict[str, str]:

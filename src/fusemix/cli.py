@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,10 +32,12 @@ from fusemix.arguments import (
     Split,
     modalities,
     named,
+    read_given,
 )
-from fusemix.errors import DataError, FusemixError, TooManyFailuresError, choices
+from fusemix.errors import DataError, FusemixError, TooManyFailuresError
 from fusemix.verbs.fit import fit
 from fusemix.verbs.inspect import inspect
+from fusemix.verbs.probe import probe
 from fusemix.verbs.select import select
 from fusemix.verbs.study import study
 
@@ -104,6 +105,12 @@ app.command(
 )(inspect)
 
 
+app.command(
+    context_settings=EXTRA,
+    epilog="Example: fusemix probe products.csv --image photo=facebook/dinov2-base,hog --text title=minilm",
+)(probe)
+
+
 @app.command(
     context_settings=EXTRA,
     epilog="Example: fusemix extract products.csv --image photo=facebook/dinov2-base --text title=minilm -o latents/",
@@ -142,19 +149,8 @@ def extract(
     from fusemix.terminal import say, show_extraction, show_survey
 
     given = modalities(context, image, text)
-    for name, value in given.items():
-        known = [option.lstrip("-") for p in context.command.params for option in p.opts if option.startswith("--")]
-        if "=" not in value and name not in ("image", "text") and get_close_matches(name, known):
-            raise DataError(
-                f"--{name} {value}: no such option; {choices(name, known)} (a modality is --NAME COLUMN=ENCODER)"
-            )
-    columns = {name: value.partition("=")[0] for name, value in given.items()}
+    pairs = read_given(context, source, given, group=group, split=split, root=root, seed=seed)
     encoders: dict[str, Any] = {name: value.partition("=")[2] for name, value in given.items() if "=" in value}
-    try:
-        pairs = fm.read_pairs(source, group=group, split=split, root=root, seed=seed, **columns)
-    except DataError as error:
-        bare = [name for name, value in given.items() if "=" not in value and f"no column {value!r}" in str(error)]
-        raise (DataError(f"{error} (wanted --{bare[0]} COLUMN=ENCODER)") if bare else error) from None
     chosen: dict[str, Any] = {
         "pooling": named("pooling", pooling),
         "decode": named("decode", decode),

@@ -54,7 +54,7 @@ def extract(
         dtype: precision on disk, "float16" or "float32".
         shard_items: items per shard: what an interruption can cost.
         pooling: modality=pooling where the default of the architecture is not wanted: "cls", "mean", "cls+mean", "last"
-            or "pooler".
+            or "pooler", and of another layer than the last "mean@-2".
         decode: modality=your own decoder of one file (DICOM, GeoTIFF, ...): a function, or "module:function", from a
             Path (or the bytes of what lies in a tar or in the table) to what the encoder takes. It is called in
             threads, and given up after a minute.
@@ -122,26 +122,37 @@ def plan_jobs(pairs: Pairs, out: Path, given: Given) -> dict[str, Job]:
     Raises:
         DataError: a modality without an encoder, an encoder without a modality, or files that are not there.
     """
-    for what, names in (("an encoder", given.encoders), ("a pooling", given.pooling), ("a decoder", given.decode)):
+    check_names(pairs, given.encoders, given.pooling, given.decode)
+    return {name: plan_job(pairs, name, out, given) for name in pairs.items}
+
+
+def check_names(pairs: Pairs, *given: Mapping[str, Any]) -> None:
+    """Hold encoders, poolings and decoders, in this order, to the modalities that there are.
+
+    Raises:
+        DataError: one is given for something else.
+    """
+    for what, names in zip(("an encoder", "a pooling", "a decoder"), given, strict=True):
         for name in names:
             if name not in pairs.items:
                 raise DataError(
                     f"{what} is given for {name!r}, but the pairs have no such modality; {choices(name, pairs.items)}"
                 )
-    jobs: dict[str, Job] = {}
-    for name in pairs.items:
-        spec = given.encoders.get(name)
-        items, ready = _precomputed(pairs, name, spec)
-        if ready is None and spec is None:
-            raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
-        require_files(items)
-        spec = str(spec) if isinstance(spec, Path) else spec
-        own = given.decode.get(name)
-        if own is not None and (ready is not None or items.kind == "text"):
-            what = "vectors" if ready is not None else "texts"
-            raise DataError(f"a decoder is given for {name!r}, whose items are {what}; only files are decoded")
-        jobs[name] = Job(items, out, spec, ready, given.pooling.get(name), given.precision, own, given.max_failed)
-    return jobs
+
+
+def plan_job(pairs: Pairs, name: str, out: Path, given: Given) -> Job:
+    """Join one modality to what encodes it, as `plan_jobs` does."""
+    spec = given.encoders.get(name)
+    items, ready = _precomputed(pairs, name, spec)
+    if ready is None and spec is None:
+        raise DataError(f"no encoder for {name!r} ({items.kind} items); give {name}=ENCODER")
+    require_files(items)
+    spec = str(spec) if isinstance(spec, Path) else spec
+    own = given.decode.get(name)
+    if own is not None and (ready is not None or items.kind == "text"):
+        what = "vectors" if ready is not None else "texts"
+        raise DataError(f"a decoder is given for {name!r}, whose items are {what}; only files are decoded")
+    return Job(items, out, spec, ready, given.pooling.get(name), given.precision, own, given.max_failed)
 
 
 def summary(pairs: Pairs, latents: Latents, out: Path) -> dict[str, Any]:

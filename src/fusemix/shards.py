@@ -103,13 +103,16 @@ def _same_width(width: int, part: Result, name: str) -> int:
 
 
 def plan(work: Work, shard: int) -> list[Batch]:
-    """Deal the items of a shard to batches of like length, the longest first: memory runs out at once or never."""
-    places = list(work.store.items_of(shard))
-    lengths = _lengths(work.pipeline, places)
+    """Deal the items of a shard to batches."""
+    return deal(work.pipeline, list(work.store.items_of(shard)), work.store.facts.batch_size, shard)
+
+
+def deal(pipeline: Pipeline, places: list[int], size: int, shard: int = 0) -> list[Batch]:
+    """Deal items to batches of like length, the longest first: memory runs out at once or never."""
+    lengths = _lengths(pipeline, places)
     if lengths is not None:
         order = sorted(range(len(places)), key=lambda i: (-lengths[i], i))
         places = [places[i] for i in order]
-    size = work.store.facts.batch_size
     parts = [places[i : i + size] for i in range(0, len(places), size)]
     return [Batch(shard, number, part, number == len(parts) - 1) for number, part in enumerate(parts)]
 

@@ -202,19 +202,28 @@ def fit_closed_forms(
         A map for each name of CLOSED_FORMS.
     """
     held = _held_out(groups, seed)
-    chosen = dict.fromkeys(CLOSED_FORMS, SHRINKAGES[-1])
     about = _some_mean(x), _some_mean(y)
     part, rest = (_Sums.of(x, y, (pairs[0][mask], pairs[1][mask]), *about) for mask in (~held, held))
+    chosen = _shrinkages(CLOSED_FORMS, part, x, y, pairs, held)
+    whole = (part + rest).moments()
+    return {name: form(whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
+
+
+def _shrinkages(
+    forms: dict[str, Callable[[Moments, float], ClosedForm]], part: _Sums, x: Latents, y: Latents, pairs: Rows,
+    held: NDArray[np.bool_],
+) -> dict[str, float]:  # fmt: skip
+    """Choose for each form what does best on the held-out pairs, by fits on the sums of the others."""
+    chosen = dict.fromkeys(forms, SHRINKAGES[-1])
     if 2 <= held.sum() <= len(held) - 2:
         m = part.moments()
         (keep_x, ix), (keep_y, iy) = (np.unique(rows[held], return_inverse=True) for rows in pairs)
         x_held, y_held = x[torch.from_numpy(keep_x)], y[torch.from_numpy(keep_y)]
-        for name, form in CLOSED_FORMS.items():
+        for name, form in forms.items():
             trials = [form(m, s) for s in SHRINKAGES]
             scores = [mean_recall(trial.embed_x(x_held), trial.embed_y(y_held), (ix, iy)) for trial in trials]
             chosen[name] = SHRINKAGES[int(np.argmax(scores))]
-    whole = (part + rest).moments()
-    return {name: form(whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
+    return chosen
 
 
 def cross_fit(
@@ -234,11 +243,13 @@ def cross_fit(
     Returns:
         For each fold its pairs (as numbers of 0..P-1, ascending) and the form that was fitted without them.
     """
-    shrinkage = fit_closed_forms(x, y, pairs, groups, seed)[form].shrinkage
     distinct, member = np.unique(groups, return_inverse=True)
     folds = min(folds, len(distinct))
     fold = (np.random.default_rng(seed).permutation(len(distinct)) % folds)[member]
     about = _some_mean(x), _some_mean(y)
+    mask = _held_out(groups, seed)
+    part = _Sums.of(x, y, (pairs[0][~mask], pairs[1][~mask]), *about)
+    shrinkage = _shrinkages({form: CLOSED_FORMS[form]}, part, x, y, pairs, mask)[form]
     held = [np.flatnonzero(fold == i) for i in range(folds)]
     sums = [_Sums.of(x, y, (pairs[0][rows], pairs[1][rows]), *about) for rows in held]
     fitted = []
@@ -246,6 +257,23 @@ def cross_fit(
         rest = [part for j, part in enumerate(sums) if j != i]
         fitted.append((rows, CLOSED_FORMS[form](reduce(_Sums.__add__, rest).moments(), shrinkage)))
     return fitted
+
+
+def principal(latents: Tensor, width: int) -> Tensor:
+    """Return the first principal components of latents (N, D): (N, min(N, D, width)) float32.
+
+    A closed form on few pairs of a wide space has more covariances to estimate than it has numbers: cut like this it
+    finds more, and is done sooner (figures in docs/probing.md). No partner is looked at, so held-out pairs stay so.
+    """
+    centred = latents.double() - latents.double().mean(dim=0)
+    if latents.shape[1] <= len(latents):
+        values, vectors = torch.linalg.eigh(centred.T @ centred)
+        scores = centred @ vectors
+    else:
+        values, vectors = torch.linalg.eigh(centred @ centred.T)
+        scores = vectors * values.clamp(min=0).sqrt()
+    first: Tensor = scores[:, -width:].flip(1).float()
+    return first
 
 
 def _held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:

@@ -150,15 +150,24 @@ def bootstrap(
     Returns:
         For each cut-off the ends of the interval, in percent.
     """
-    group = np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(group)
-    hits = np.stack([np.bincount(group, weights=ranks <= k) for k in CUTOFFS], axis=1)  # (groups, K)
-    shares = np.empty((1000, len(CUTOFFS)))
-    for i in range(len(shares)):
-        drawn = rng.integers(len(sizes), size=len(sizes))
-        shares[i] = 100 * hits[drawn].sum(axis=0) / sizes[drawn].sum()
+    hits = np.stack([ranks <= k for k in CUTOFFS], axis=1)
+    shares = 100 * resample(hits, groups, rng)
     low, high = np.percentile(shares, [2.5, 97.5], axis=0)
     return {k: (float(a), float(b)) for k, a, b in zip(CUTOFFS, low, high, strict=True)}
+
+
+def resample(
+    values: NDArray[Any], groups: NDArray[np.int64], rng: np.random.Generator, draws: int = 1000
+) -> NDArray[np.float64]:
+    """Return means (draws, K) of values (Q, K) over resamples of whole groups (Q,): the cluster bootstrap."""
+    group = np.unique(groups, return_inverse=True)[1]
+    sizes = np.bincount(group)
+    sums = np.stack([np.bincount(group, weights=column) for column in values.T], axis=1)  # (groups, K)
+    means = np.empty((draws, values.shape[1]))
+    for i in range(draws):
+        drawn = rng.integers(len(sizes), size=len(sizes))
+        means[i] = sums[drawn].sum(axis=0) / sizes[drawn].sum()
+    return means
 
 
 def chance_rank_distribution(relevance: Relevance) -> NDArray[np.float64]:

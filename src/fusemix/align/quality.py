@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from fusemix.align.closed_form import ClosedForm, Latents, Rows, cross_fit
+from fusemix.align.metrics import CUTOFFS, Relevance, best_ranks, chance_rank_distribution
 
 _BLOCK = 4096  # pairs that are embedded at once
 
@@ -67,3 +68,34 @@ def _cosines(
         a, b = form.embed_x(x[torch.from_numpy(keep_x)]), form.embed_y(y[torch.from_numpy(keep_y)])
         found.append((a[ix].double() * b[iy].double()).sum(dim=1).numpy())
     return np.concatenate(found) if found else np.empty(0)
+
+
+def held_out_recall(
+    x: Latents, y: Latents, pairs: Rows, groups: NDArray[np.int64], seed: int = 0, folds: int = 5
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Look for the partner of every item among the pairs of its fold, under a CCA fitted on the other folds.
+
+    Args:
+        x: (N, Dx) latents of distinct items.
+        y: (M, Dy) latents of distinct items.
+        pairs: rows of x and of y that belong together, (P,) each.
+        groups: (P,) group of each pair.
+        seed: deals the groups.
+        folds: see `closed_form.cross_fit`.
+
+    Returns:
+        For every query, of both directions, the mean of "found among the first 1, 5, 10", (Q,) in [0, 1]; what a random
+        order would give, (Q,); and its group, (Q,).
+    """
+    values, chance, owners = [], [], []
+    for held, form in cross_fit(x, y, pairs, groups, seed, folds=folds):
+        sides = [np.unique(rows[held], return_index=True, return_inverse=True) for rows in pairs]
+        (keep_x, first_x, ix), (keep_y, first_y, iy) = sides
+        a, b = form.embed_x(x[torch.from_numpy(keep_x)]), form.embed_y(y[torch.from_numpy(keep_y)])
+        for queries, gallery, forth, back, first in ((a, b, ix, iy, first_x), (b, a, iy, ix, first_y)):
+            relevance = Relevance.from_pairs(forth, back)
+            ranks, random = best_ranks(queries, gallery, relevance), chance_rank_distribution(relevance)
+            chance.append(np.full(len(ranks), np.mean([random[min(k, len(random)) - 1] for k in CUTOFFS])))
+            values.append(np.mean([ranks <= k for k in CUTOFFS], axis=0))
+            owners.append(groups[held][first])
+    return np.concatenate(values), np.concatenate(chance), np.concatenate(owners)

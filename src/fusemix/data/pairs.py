@@ -18,9 +18,9 @@ __all__ = [
     "require_files",
 ]  # fmt: skip
 
-RESERVED = frozenset(  # arguments of `extract`
+RESERVED = frozenset(  # arguments of `extract` and `probe`
     {"decode", "dtype", "engine", "max_failed", "out", "pairs", "pooling", "precision", "progress", "retry_failed",
-     "shard_items"}
+     "sample", "seed", "shard_items"}
 )  # fmt: skip
 SPLITS = ("train", "val", "test")
 _ALIASES = {"validation": "val", "valid": "val", "dev": "val", "training": "train", "testing": "test"}

@@ -7,7 +7,7 @@ from typing import Any
 from fusemix.encoders.base import Encoder, encode_batch
 from fusemix.errors import EncoderError
 
-__all__ = ["Encoder", "absolute", "encode_batch", "load_encoder", "runs_code"]
+__all__ = ["Encoder", "absolute", "encode_batch", "load_encoder", "runs_code", "takes_pooling"]
 
 LIBRARIES = ("timm:", "open_clip:")  # prefixes that name a library's model, not code of the user
 # What an encoder may take besides the items themselves: the file, and of a video its sound track.
@@ -26,8 +26,9 @@ def load_encoder(
             list of items; or an object that already is an Encoder.
         kind: of the raw items, see `data.pairs.Kind`. Videos go through an image encoder frame by frame, or through
             an audio encoder by their sound track.
-        pooling: "cls", "mean", "cls+mean", "last" or "pooler", of transformers models; None is what they were made for.
-            A fingerprint has it as "pooling".
+        pooling: "cls", "mean", "cls+mean", "last" or "pooler", of transformers models, and of one of their layers
+            "mean@-2", counted from the end, or "mean@6"; None is what they were made for. A fingerprint has it as
+            "pooling".
         precision: "float32", "bfloat16" or "float16", of transformers models; None chooses by the device. A fingerprint
             has it as "dtype". Encoders without such a choice are what they are.
 
@@ -52,6 +53,16 @@ def runs_code(spec: str) -> bool:
     if len(parts) > 1:
         return any(runs_code(part) for part in parts)
     return ":" in spec and not spec.startswith(LIBRARIES) and not Path(spec).exists()
+
+
+def takes_pooling(spec: Any) -> bool:
+    """Tell whether what a spec names may have a choice of pooling: networks of transformers and ONNX files."""
+    if not isinstance(spec, str) or spec == "hog" or spec.endswith(".npy"):
+        return False
+    parts = _split(spec)
+    if len(parts) > 1:
+        return any(map(takes_pooling, parts))
+    return not spec.startswith(LIBRARIES) and not runs_code(spec)
 
 
 def absolute(spec: Any) -> Any:

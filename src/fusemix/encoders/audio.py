@@ -21,7 +21,7 @@ from fusemix.encoders.huggingface import (
     load_model,
     model_facts,
 )
-from fusemix.encoders.pooling import choose, family_of, pool
+from fusemix.encoders.pooling import choose, family_of, pool, show_layers
 from fusemix.errors import EncoderError, MissingExtraError, choices
 from fusemix.sound import Sound
 
@@ -54,7 +54,7 @@ class AudioEncoder:
 
     Args:
         spec: folder, hub id, or `id@revision`; of a two-tower model its audio tower, of Whisper its encoder.
-        pooling: one of `pooling.POOLINGS`; None is what the architecture was made for.
+        pooling: one of `pooling.POOLINGS`, perhaps of a layer, as "mean@-2"; None is the default of the architecture.
         precision: "float32", "bfloat16" or "float16"; None chooses by the device.
 
     Raises:
@@ -83,6 +83,7 @@ class AudioEncoder:
         self.equal_lengths = grouped or not self.form.padded
         family = family_of(self.model.config)
         self.pooling = choose(pooling, family.poolings if family else (), "mean", checkpoint.name)
+        self.options = show_layers(self.pooling)
         self.special = family.special if family else 0
         self.source = checkpoint.source
         self.fingerprint: dict[str, Any] = {
@@ -133,7 +134,9 @@ class AudioEncoder:
             for key, value in inputs.items()
         }
         mask = None if mask is None else mask.to(self.device)
-        latents: NDArray[Any] = pool(self.model(**moved), self.pooling, mask, self.special).cpu().numpy()
+        latents: NDArray[Any] = (
+            pool(self.model(**moved, **self.options), self.pooling, mask, self.special).cpu().numpy()
+        )
         return latents
 
 

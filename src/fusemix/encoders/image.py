@@ -14,7 +14,7 @@ from fusemix.encoders.huggingface import (
     load_model,
     model_facts,
 )
-from fusemix.encoders.pooling import choose, family_of, pool
+from fusemix.encoders.pooling import choose, family_of, pool, show_layers
 from fusemix.errors import EncoderError
 
 # Processors that transformers wrote for torchvision only, and the one of the same arithmetic that needs PIL alone.
@@ -26,7 +26,7 @@ class ImageEncoder:
 
     Args:
         spec: folder, hub id, or `id@revision`; of a two-tower model its vision tower is used.
-        pooling: one of `pooling.POOLINGS`; None is what the architecture was made for.
+        pooling: one of `pooling.POOLINGS`, perhaps of a layer, as "mean@-2"; None is the default of the architecture.
         precision: "float32", "bfloat16" or "float16"; None chooses by the device.
 
     Raises:
@@ -46,6 +46,7 @@ class ImageEncoder:
         family = family_of(self.model.config)
         own = "mean" if getattr(self.model, "pooler", None) is None else "pooler"
         self.pooling = choose(pooling, family.poolings if family else (), own, checkpoint.name)
+        self.options = show_layers(self.pooling)
         self.special = family.special if family else 0
         self.source = checkpoint.source
         self.fingerprint: dict[str, Any] = {
@@ -59,7 +60,7 @@ class ImageEncoder:
         """Encode n RGB images to (n, D)."""
         batch = self.processor(images=list(items), return_tensors="pt").to(self.device, self.model.dtype)
         mask = batch.get("pixel_attention_mask")  # of models that take pictures of any shape
-        latents: Latent = pool(self.model(**batch), self.pooling, mask, self.special).cpu().numpy()
+        latents: Latent = pool(self.model(**batch, **self.options), self.pooling, mask, self.special).cpu().numpy()
         return latents
 
 

@@ -1,5 +1,6 @@
 """How a network's tokens become one latent: what each architecture was made for, and what else can be asked for."""
 
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from fusemix.errors import EncoderError, choices
 
 POOLINGS = ("cls", "mean", "cls+mean", "last", "pooler")
+_AT_LAYER = re.compile(r"(.+)@(0|-?[1-9]\d*)")
 
 
 class Family(NamedTuple):
@@ -94,7 +96,7 @@ def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) 
     """Choose a pooling.
 
     Args:
-        asked: by the user; None for the default.
+        asked: by the user: one of POOLINGS, or of the hidden states of a layer, as "mean@-2"; None for the default.
         known: poolings that the model was made for, the default first; empty if nothing is known.
         fallback: default if nothing is known.
         name: of the model.
@@ -104,8 +106,12 @@ def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) 
     """
     if asked is None:
         return known[0] if known else fallback
-    if asked not in POOLINGS:
-        raise EncoderError(f"{name}: no pooling {asked!r}; {choices(asked, POOLINGS)}")
+    word, layer = split_layer(asked)
+    if word not in POOLINGS:
+        at = "; of a layer: mean@-2 (the last but one), mean@0 (before the first), ..."
+        raise EncoderError(f"{name}: no pooling {asked!r}; {choices(asked, POOLINGS)}{at if '@' in asked else ''}")
+    if word == "pooler" and layer is not None:
+        raise EncoderError(f"{name}: no pooling {asked!r}, as the pooler sees the last layer only; choose mean or cls")
     if known and asked not in known:
         warnings.warn(
             f"{name} was made for pooling {known[0]!r}, and is used with {asked!r}; its latents may be much worse",
@@ -115,12 +121,27 @@ def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) 
     return asked
 
 
+def split_layer(pooling: str) -> tuple[str, int | None]:
+    """Split "mean@-2" into the pooling and the place among the hidden states; None is what the network returns.
+
+    Number 0 is what enters the first layer, -1 what leaves the last one (before a final norm, if there is one).
+    """
+    found = _AT_LAYER.fullmatch(pooling)
+    return (found[1], int(found[2])) if found else (pooling, None)
+
+
+def show_layers(pooling: str) -> dict[str, bool]:
+    """Return what a model must be told so that its output has what a pooling needs."""
+    return {} if split_layer(pooling)[1] is None else {"output_hidden_states": True}
+
+
 def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0) -> Tensor:
     """Reduce a model's output to one row per item.
 
     Args:
-        output: with last_hidden_state (n, T, D) or (n, D, H, W), and perhaps pooler_output (n, D) or (n, D, 1, 1).
-        pooling: one of POOLINGS.
+        output: with last_hidden_state (n, T, D) or (n, D, H, W), and perhaps pooler_output (n, D) or (n, D, 1, 1), and
+            hidden_states, one for each layer and one before them.
+        pooling: one of POOLINGS, or "mean@-2", see `split_layer`.
         mask: (n, T), 1 for real tokens, which come first; None when all are real.
         special: tokens that "mean" leaves out.
 
@@ -128,14 +149,15 @@ def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0
         (n, D) float32; (n, 2 D) for "cls+mean".
 
     Raises:
-        EncoderError: the model has no pooler, or no tokens.
+        EncoderError: the model has no pooler, no tokens, or no such layer.
     """
+    pooling, layer = split_layer(pooling)
     if pooling == "pooler":
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             raise EncoderError("this model has no pooler of its own; choose the pooling mean or cls")
         return torch.as_tensor(pooled).float().flatten(1)
-    hidden: Tensor = output.last_hidden_state.float()
+    hidden: Tensor = (output.last_hidden_state if layer is None else _layer(output, layer)).float()
     if hidden.ndim == 4:  # a convolutional map
         if pooling != "mean":
             raise EncoderError(f"this model has a map and no tokens, so no pooling {pooling!r}; choose mean or pooler")
@@ -146,6 +168,18 @@ def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0
         return hidden[torch.arange(len(hidden), device=hidden.device), _last(hidden, mask)]
     mean = _mean(hidden[:, special:], None if mask is None else mask[:, special:])
     return torch.cat([hidden[:, 0], mean], dim=1) if pooling == "cls+mean" else mean
+
+
+def _layer(output: Any, layer: int) -> Tensor:
+    states = getattr(output, "hidden_states", None)
+    if not states:
+        raise EncoderError(f"this model does not show its layers, so no pooling of layer {layer}; leave out the @")
+    if not -len(states) <= layer < len(states):
+        raise EncoderError(
+            f"this model has no layer {layer}: it has {len(states) - 1}, which are @1 to @{len(states) - 1} or "
+            f"@-{len(states) - 1} to @-1, and @0 before them"
+        )
+    return torch.as_tensor(states[layer])
 
 
 def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from fusemix.encoders.huggingface import (
     load_model,
     model_facts,
 )
-from fusemix.encoders.pooling import choose, pool, poolings_of
+from fusemix.encoders.pooling import choose, pool, poolings_of, show_layers
 from fusemix.encoders.sentence import read_sentence
 from fusemix.encoders.tokens import Tokens
 
@@ -28,7 +28,7 @@ class TextEncoder:
     Args:
         spec: folder, hub id, or `id@revision`; of a two-tower model its text tower is used.
         name: in the fingerprint, if not that of the folder or the hub id.
-        pooling: one of `pooling.POOLINGS`; None is what the model was made for.
+        pooling: one of `pooling.POOLINGS`, perhaps of a layer, as "mean@-2"; None is what the model was made for.
         precision: "float32", "bfloat16" or "float16"; None chooses by the device.
 
     Raises:
@@ -56,6 +56,7 @@ class TextEncoder:
             )
         known = poolings_of(self.model.config, given.name, sentence.pooling)
         self.pooling = choose(pooling, known, "mean", given.name)
+        self.options = show_layers(self.pooling)
         self.layers = sentence.layers.to(self.device)
         self.lengths = self.tokens.lengths
         self.source = given.source
@@ -71,6 +72,6 @@ class TextEncoder:
     def encode(self, items: Sequence[str]) -> Latent:
         """Encode n strings to (n, D)."""
         batch = self.tokens.batch(items, "pt").to(self.device)
-        pooled = pool(self.model(**batch), self.pooling, batch.get("attention_mask"))
+        pooled = pool(self.model(**batch, **self.options), self.pooling, batch.get("attention_mask"))
         latents: Latent = self.layers(pooled).cpu().numpy()
         return latents
