@@ -3,12 +3,15 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fusemix.arguments import Device, Json, Out, Quiet, Seed, named
 from fusemix.errors import DataError, choices
+
+if TYPE_CHECKING:
+    from fusemix.model import FuseMix
 
 
 def fit(
@@ -79,10 +82,18 @@ def fit(
     if not first:
         return
     model.save(out)
-    facts = model.facts_
     if as_json:
-        typer.echo(json.dumps({"out": str(out), **facts, "config": model.config_.to_dict()}, indent=2))
+        typer.echo(json.dumps({"out": str(out), **model.facts_, "config": model.config_.to_dict()}, indent=2))
         return
+    _show(model, val if held is not None else None)
+    say(f"next: fusemix evaluate {out} {latents}")
+
+
+def _show(model: "FuseMix", val: str | None) -> None:
+    """Say what a fit came to."""
+    from fusemix.terminal import say
+
+    facts = model.facts_
     steps, epochs = int(model.history_[-1]["step"]), len(model.history_)
     say(
         f"{facts['pairs']:,} pairs, {steps:,} steps of {facts['batch_size']:,}, {facts['parameters']:,} parameters, "
@@ -93,9 +104,8 @@ def fit(
         say(f"stopped {gone} epochs early: {model.config_.patience} validations brought no gain")
     recall = max((record.get("val", 0.0) for record in model.history_), default=0.0)
     how = f"best on {facts['val_pairs']:,} {val} pairs, with a mean R@1, 5, 10 both ways of {recall:.1f}"
-    how = how if held is not None else "the last one; no validation split"
+    how = how if val is not None else "the last one; no validation split"
     say(f"kept epoch {facts['best_epoch']} of {epochs}: {how}")
-    say(f"next: fusemix evaluate {out} {latents}")
 
 
 def settings(words: list[str] | None) -> dict[str, Any] | None:
