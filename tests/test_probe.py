@@ -1,16 +1,16 @@
 """The probe: what it ranks first and last, what it draws, what it says of encoders that fail, and its command line."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import fusemix as fm
 from conftest import encode_image, encode_text
+from fusemix.cli import app
 from fusemix.errors import DataError, EncoderError
 
 ENCODERS = """
@@ -178,23 +178,34 @@ def test_poolings_cross_the_models_that_have_a_choice(world):
     assert len(found.ranking) == 3 and not any(each.why for each in found.candidates)
 
 
-def test_the_command_prints_a_ranking_and_the_command_that_extracts_with_the_first(world, tmp_path):
-    (tmp_path / "enc.py").write_text(ENCODERS)
+def test_the_command_prints_a_ranking_and_the_command_that_extracts_with_the_first(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("enc.py").write_text(ENCODERS)
     words = ["probe", str(world / "table.csv"), "--image", "photo=enc.py:broken, enc.py:colours", "--text"]
-    words += ["title=enc.py:letters", "--seed", "3"]
+    words += ["title=enc.py:letters", "--seed", "3", "--quiet"]
 
     def run(*more):
-        return subprocess.run(
-            [sys.executable, "-m", "fusemix", *more], cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True
-        )
+        done = CliRunner().invoke(app, more)
+        assert done.exit_code == 0, done.output
+        return done.stdout
 
-    shown = run(*words, "--quiet")
-    assert shown.returncode == 0 and shown.stderr == "", shown.stderr
-    assert "not judged: image enc:broken" in shown.stdout and "\n1  enc:colours  enc:letters" in shown.stdout
-    plain = json.loads(run(*words, "--json", "-q").stdout)
+    shown, plain = run(*words), json.loads(run(*words, "--json"))
+    assert "not judged: image enc:broken" in shown and "\n1  enc:colours  enc:letters" in shown
     assert plain["ranking"][0]["encoders"] == {"image": "enc:colours", "text": "enc:letters"}
-    assert shown.stdout.splitlines()[-1] == f"next: {plain['next']}"
+    assert shown.splitlines()[-1] == f"next: {plain['next']}"
     command = shlex.split(plain["next"])
     assert command[-2:] == ["-o", "latents/"] and command[command.index("--seed") + 1] == "3"
-    done = run(*command[1:], "-q")
-    assert done.returncode == 0 and "120 encoded + 0 failed" in done.stdout, done.stderr
+    assert "120 encoded + 0 failed" in run(*command[1:], "-q")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--image", "enc.py:colours", "--text", "title=minilm"), "wanted --image COLUMN=ENCODER"),
+        (("--image", "photo=hog,", "--text", "title=minilm"), "'hog,': wanted names with a comma between them"),
+        (("--image", "photo=hog", "--text", "title=minilm", "--sampel", "9"), "did you mean 'sample'?"),
+    ],
+)
+def test_what_is_mistyped_is_told(words, message, world):
+    error = CliRunner().invoke(app, ["probe", str(world / "table.csv"), *words]).exception
+    assert isinstance(error, DataError) and message in str(error)

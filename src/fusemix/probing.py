@@ -53,9 +53,9 @@ def probe(
 ) -> Probe:
     """Rank pairs of encoders by how well they could be aligned, on a sample of the pairs of the split train.
 
-    The ranking is by the recall on held-out pairs, which agrees better with whole fits than mutual neighbours do
-    (docs/probing.md). A candidate that does not load, or of which more than 5 % of the sampled items fail, is left out
-    and says why. All others are judged on the pairs that all of them could encode.
+    The ranking is by the recall on held-out pairs, which on small samples agrees better with whole fits than mutual
+    neighbours do (docs/probing.md). A candidate that does not load, or of which more than 5 % of the sampled items
+    fail, is left out and says why. All others are judged on the pairs that all of them could encode.
 
     Args:
         pairs: from `read_pairs`, of two modalities.
