@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fusemix as fm
+from fusemix.align import selection
 from fusemix.cli import app
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError, StoreError
@@ -87,7 +88,8 @@ def test_diversity_spans_more_than_chance(latents):
     assert beside["picked"]["items"]["image"] <= 40
 
 
-def test_parts_are_seeded(latents):
+def test_parts_are_seeded(latents, monkeypatch):
+    monkeypatch.setattr(selection, "_FINALISTS", 2)
     found = [select(latents, 30, parts=3, seed=seed).rows.tolist() for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
 

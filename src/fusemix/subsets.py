@@ -193,7 +193,12 @@ def select(
         chosen = best(qualities(inside, seed), k)
     else:
         chosen, plan = _by_items(inside, k, by, names, seed, weight, parts, precision, progress)
-        facts |= {"precision": str(plan.dtype).removeprefix("torch."), "parts": plan.parts, "passes": chosen.passes}
+        facts |= {
+            "precision": str(plan.dtype).removeprefix("torch."),
+            "parts": plan.parts,
+            "final": plan.final,
+            "passes": chosen.passes,
+        }
         facts |= {"weight": weight} if by == "mix" else {}
     facts["seconds"] = round(time.perf_counter() - began, 2)
     rows = pool[chosen.rows]

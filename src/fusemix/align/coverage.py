@@ -37,20 +37,19 @@ def farthest(
         first), (k,) each; fewer than k where every item left is one of those picked over again.
     """
     alike = Similarity(sides, dtype)
-    items = torch.arange(alike.count)
-    return greedy(_Distance(alike, items, torch.ones(alike.count, dtype=dtype)), k, told)
+    return greedy(_Distance(alike, torch.ones(alike.count, dtype=dtype)), k, told)
 
 
 class _Distance:
     """How far each item is from the nearest pick."""
 
-    def __init__(self, alike: Similarity, items: Tensor, scores: Tensor) -> None:
-        self.alike, self.items, self.scores = alike, items, scores
-        self.between = alike.between(items, items) if len(items) <= SMALLEST else None
+    def __init__(self, alike: Similarity, scores: Tensor) -> None:
+        self.alike, self.scores = alike, scores
+        self.between = alike.whole() if len(scores) <= SMALLEST else None
 
     def among(self, pool: Tensor, room: int) -> "_Distance":
         """Return the same for some of the items."""
-        return _Distance(self.alike, self.items[pool], self.scores[pool])
+        return _Distance(self.alike.among(pool), self.scores[pool])
 
     def pick(self, item: int) -> None:
         """Measure from one more item."""
@@ -59,7 +58,7 @@ class _Distance:
 
     def follow(self, picks: Tensor, pool: "_Distance", places: Tensor) -> None:
         """Measure from several more."""
-        self._measured(picks, self.alike.between(self.items[picks], self.items))
+        self._measured(picks, self.alike.of(picks))
 
     def _measured(self, picks: Tensor, between: Tensor) -> None:
         torch.minimum(self.scores, 1 - between.amax(dim=0), out=self.scores)
@@ -87,12 +86,11 @@ def facility(
     """
     alike = Similarity(sides, dtype)
     count = alike.count
-    items = torch.arange(count)
     rounding = ROUNDING[dtype] * count**0.5  # of a sum of so many
     near = torch.zeros(count, dtype=dtype)  # similarity of each item to its nearest pick
     gains = torch.full((count,), torch.inf, dtype=torch.float64)  # can only fall: what is not fresh is a bound
     fresh = torch.zeros(count, dtype=torch.bool)
-    pool, between = items[:0], near.new_empty(0, count)
+    pool, between = torch.empty(0, dtype=torch.int64), near.new_empty(0, count)
     picks: list[int] = []
     found: list[float] = []
     while len(picks) < k:
@@ -101,7 +99,7 @@ def facility(
             pool = (
                 torch.where(fresh, -torch.inf, gains).topk(min(_CANDIDATES, int((~fresh).sum()))).indices.sort().values
             )
-            between = alike.between(pool, items)
+            between = alike.of(pool)
             _raises(between, near, pool, gains, fresh)
             continue
         if best <= rounding:
@@ -110,7 +108,7 @@ def facility(
         picks.append(pick)
         found.append(float(gains[pick]))
         at = (pool == pick).nonzero()
-        row = between[int(at[0])] if len(at) else alike.between(torch.tensor([pick]), items)[0]
+        row = between[int(at[0])] if len(at) else alike.of(torch.tensor([pick]))[0]
         torch.maximum(near, row, out=near)
         gains[pick] = -torch.inf
         fresh[:] = False

@@ -43,9 +43,8 @@ def diverse(
         see.
     """
     kernel = _Kernel(Similarity(sides, dtype), quality)
-    items = torch.arange(kernel.similarity.count)
-    rows = torch.empty(k, len(items), dtype=dtype)  # of untouched memory nothing is taken
-    return greedy(_Volume(kernel, items, rows, kernel.diagonal(), 0), k, told)
+    rows = torch.empty(k, kernel.similarity.count, dtype=dtype)  # of untouched memory nothing is taken
+    return greedy(_Volume(kernel, rows, kernel.diagonal(), 0), k, told)
 
 
 def log_det(sides: Sequence[Tensor], quality: Tensor | None = None) -> float:
@@ -56,8 +55,7 @@ def log_det(sides: Sequence[Tensor], quality: Tensor | None = None) -> float:
         quality: (n,) of (0, 1]; None for ones.
     """
     kernel = _Kernel(Similarity(sides), quality)
-    items = torch.arange(kernel.similarity.count)
-    whole = kernel.between(items, items)
+    whole = kernel.whole()
     whole.diagonal().copy_(kernel.diagonal() + ROUNDING[torch.float64])
     factor = torch.linalg.cholesky(whole)
     return 2 * float(factor.diagonal().log().sum())
@@ -70,12 +68,20 @@ class _Kernel:
         self.similarity = similarity
         self.quality = None if quality is None else quality.to(similarity.dtype)
 
-    def between(self, some: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return L of items by number, (S, O)."""
-        out = self.similarity.between(some, others, out).square_().mul_(LARGEST)
+    def among(self, pool: Tensor) -> "_Kernel":
+        """Return the same of some items."""
+        return _Kernel(self.similarity.among(pool), None if self.quality is None else self.quality[pool])
+
+    def of(self, some: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return L of some items, by number, and all, (S, n)."""
+        out = self.similarity.of(some, out).square_().mul_(LARGEST)
         if self.quality is not None:
-            out.mul_(self.quality[some, None]).mul_(self.quality[others])
+            out.mul_(self.quality[some, None]).mul_(self.quality)
         return out
+
+    def whole(self) -> Tensor:
+        """Return L, (n, n)."""
+        return self.of(torch.arange(self.similarity.count))
 
     def diagonal(self) -> Tensor:
         """Return L of each item and itself, (n,)."""
@@ -87,25 +93,24 @@ class _Volume:
     """The rows of a Cholesky factor of L, a row a pick, and what of the diagonal they leave.
 
     Args:
-        kernel: of all items.
-        items: (n,) those that are looked at.
+        kernel: of the n items.
         rows: (k, n) of which `done` are filled; their sums of squares and `scores` are the diagonal.
         scores: (n,).
         done: picks so far.
     """
 
-    def __init__(self, kernel: _Kernel, items: Tensor, rows: Tensor, scores: Tensor, done: int) -> None:
-        self.kernel, self.items, self.rows, self.scores = kernel, items, rows, scores
+    def __init__(self, kernel: _Kernel, rows: Tensor, scores: Tensor, done: int) -> None:
+        self.kernel, self.rows, self.scores = kernel, rows, scores
         self.done = self.began = done
         self.residual: Tensor | None = None  # of a small pool, (n, n): what of L the rows of before leave
-        if len(items) <= SMALLEST:
-            self.residual = kernel.between(items, items).addmm_(rows[:done].T, rows[:done], alpha=-1)
+        if len(scores) <= SMALLEST:
+            self.residual = kernel.whole().addmm_(rows[:done].T, rows[:done], alpha=-1)
 
     def among(self, pool: Tensor, room: int) -> "_Volume":
         """Return the same for some of the items."""
         rows = torch.empty(self.done + room, len(pool), dtype=self.rows.dtype)
         torch.index_select(self.rows[: self.done], 1, pool, out=rows[: self.done])
-        return _Volume(self.kernel, self.items[pool], rows, self.scores[pool], self.done)
+        return _Volume(self.kernel.among(pool), rows, self.scores[pool], self.done)
 
     def pick(self, item: int) -> None:
         """Fill one row."""
@@ -116,17 +121,17 @@ class _Volume:
 
     def follow(self, picks: Tensor, pool: "_Volume", places: Tensor) -> None:
         """Fill the rows of several picks; the triangle that couples them is known from the pool."""
-        new = self.rows[self.done : self.done + len(picks)]
-        self.kernel.between(self.items[picks], self.items, out=new)
+        new = self.kernel.of(picks, out=self.rows[self.done : self.done + len(picks)])
         before = self.rows[: self.done]
         new.addmm_(before[:, picks].T, before, alpha=-1)
-        triangle = pool.rows[self.done : pool.done, places].T.tril()
-        for part in torch.split(new, _BLOCK, dim=1):
-            part.copy_(torch.linalg.solve_triangular(triangle, part, upper=False))
+        triangle = pool.rows[self.done : pool.done, places].triu()
+        for part in torch.split(new, _BLOCK, dim=1):  # of the transpose no copy is made
+            part.T.copy_(torch.linalg.solve_triangular(triangle, part.T, upper=True, left=False))
         self._filled(picks)
 
     def _filled(self, picks: Tensor) -> None:
         new = self.rows[self.done : self.done + len(picks)]
-        self.scores -= torch.linalg.vector_norm(new, dim=0).square_()
+        for scores, part in zip(torch.split(self.scores, _BLOCK), torch.split(new, _BLOCK, dim=1), strict=True):
+            scores -= part.square().sum(dim=0)
         self.scores[picks] = -torch.inf
         self.done += len(picks)

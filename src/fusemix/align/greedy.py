@@ -19,6 +19,7 @@ from torch import Tensor
 ROUNDING = {torch.float64: 1e-10, torch.float32: 3e-5}
 SMALLEST = 192  # a pool of so many is picked from one at a time
 _SHARE = 8  # of its items that a pool holds: one in eight
+_LARGEST = 8192  # a pool of so many, with its k rows, is a twelfth of 100,000
 _ROOM = 128  # picks at most that all items are told of at once
 
 
@@ -76,7 +77,7 @@ def _grow(rule: R, k: int, outside: float, told: Callable[[int], None]) -> tuple
             rule.pick(first)
             done += 1
             continue
-        pool, highest = _pool(rule.scores, first, max(SMALLEST, count // _SHARE))
+        pool, highest = _pool(rule.scores, first, min(max(SMALLEST, count // _SHARE), _LARGEST))
         room = min(k - done, _ROOM)
         inner = rule.among(pool, room)
         places, found = _grow(inner, room, max(highest, outside), lambda _: None)
@@ -85,6 +86,7 @@ def _grow(rule: R, k: int, outside: float, told: Callable[[int], None]) -> tuple
         rule.follow(pool[places], inner, places)
         done += len(places)
         told(done)
+        del inner  # or it would be in memory beside the next one
     none = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=rule.scores.dtype)
     return torch.cat([none[0], *picks]), torch.cat([none[1], *gains])
 

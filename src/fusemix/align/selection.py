@@ -23,7 +23,9 @@ Scores = NDArray[np.float64]
 CELLS = 1_000_000_000  # numbers that a pick in one piece may hold: 4 GB in float32
 _PART_CELLS = CELLS // 4
 _PART_FLOPS = 1e13  # of all parts together
-_FINALISTS = 4  # for each pair wanted, in the final of the parts
+_FINALISTS = (
+    16  # at most for each pair wanted, in the final of the parts: half as many lose one and a half times as much
+)
 _RUN = 256  # neighbours that are dealt to one part together: of a disk they are one read
 
 
@@ -56,7 +58,8 @@ class Plan:
     Attributes:
         parts: that the items are dealt into; 1 for the exact answer.
         quota: picks in each part.
-        final: whether what the parts picked stands against one another; else they are merged by gain.
+        final: whether what the parts picked stands against one another; else they are merged by gain: of so many pairs
+            none but repetitions within a part are kept out, and diversity is hardly above chance.
         dtype: of the arithmetic.
     """
 

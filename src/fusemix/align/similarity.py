@@ -1,6 +1,7 @@
 """How alike items are: what diversity and coverage are measured by, on one modality or on several at once."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -34,18 +35,28 @@ class Similarity:
             norms[norms == 0] = 1
         self.norms = [norms.to(dtype) for norms in self.norms]
 
-    def between(self, some: Tensor, others: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the similarity of items, (S, O), both by number, `others` ascending; into `out` where it is given."""
-        out = torch.empty(len(some), len(others), dtype=self.dtype) if out is None else out
+    def among(self, pool: Tensor) -> "Similarity":
+        """Return the same of some items, whose unit rows are kept: they will be looked at often."""
+        inner = copy(self)
+        inner.sides = [
+            side[pool].to(self.dtype).div_(norms[pool, None])
+            for side, norms in zip(self.sides, self.norms, strict=True)
+        ]
+        inner.norms = [torch.ones(len(pool), dtype=self.dtype)] * len(self.sides)
+        inner.count, inner.itself = len(pool), self.itself[pool]
+        return inner
+
+    def of(self, some: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the similarity of some items, by number, to all, (S, n); into `out` where it is given."""
+        out = torch.empty(len(some), self.count, dtype=self.dtype) if out is None else out
         for i, (side, norms) in enumerate(zip(self.sides, self.norms, strict=True)):
             first = side[some].to(self.dtype).div_(norms[some, None])
-            for rows, part in zip(torch.split(others, _BLOCK), torch.split(out, _BLOCK, dim=1), strict=True):
-                alike = (first @ _taken(side, rows).to(self.dtype).T).div_(norms[rows]).add_(1).div_(2)
+            blocks = (torch.split(each, _BLOCK, dim=dim) for each, dim in ((side, 0), (norms, 0), (out, 1)))
+            for rows, lengths, part in zip(*blocks, strict=True):
+                alike = (first @ rows.to(self.dtype).T).div_(lengths).add_(1).div_(2)
                 part.copy_(alike) if i == 0 else part.mul_(alike)
         return out
 
-
-def _taken(side: Tensor, rows: Tensor) -> Tensor:
-    """Return ascending rows, (r, D); neighbours without a copy."""
-    first, last = int(rows[0]), int(rows[-1])
-    return side[first : last + 1] if last - first + 1 == len(rows) else side[rows]
+    def whole(self) -> Tensor:
+        """Return all of them, (n, n)."""
+        return self.of(torch.arange(self.count))

@@ -76,7 +76,8 @@ def _show(subset: "Subset", beside: dict[str, Any], latents: Path, out: Path) ->
     if facts.get("passes", 1) > 1:
         say(f"{facts['passes']} passes: what was left repeated what was picked, so each began anew among the rest")
     if facts.get("parts", 1) > 1:
-        say(f"in {facts['parts']:,} parts, so near the answer and not exact; a smaller --keep has an answer of its own")
+        how = "near the answer and not exact" if facts["final"] else "hardly above chance: too many for a final"
+        say(f"in {facts['parts']:,} parts, so {how}; a smaller --keep has an answer of its own")
     names = " and ".join(facts["on"])
     for name, found in beside.items():
         items = ", ".join(f"{count:,} {modality}" for modality, count in found["items"].items())
