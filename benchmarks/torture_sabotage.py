@@ -131,9 +131,26 @@ BUGS = [
         "tests/test_store.py",
     ),
     Bug(
+        "a study chooses epochs on what it measures", "studies/trials.py",
+        "        return cls(train.take(~chosen), train.take(chosen), measured)\n",
+        "        return cls(train.take(~chosen), measured, measured)\n",
+        "tests/test_studies_trials.py",
+    ),
+    Bug(
+        "a lam for each modality", "training/order.py",
+        'draw_lam(self.alpha, rng) if self.mixing == "separate" else lam\n', "draw_lam(self.alpha, rng)\n",
+        "tests/test_mixup.py",
+    ),
+    Bug(
+        "a pool goes on when what is outside may be better", "align/greedy.py",
+        "(done and best <= outside + rounding)", "(done and best <= -1)",
+        "tests/test_dpp.py",
+    ),
+    Bug(
         "batches that depend on what is missing", "shards.py",
-        "    places = list(work.store.items_of(shard))\n",
-        "    places = list(work.store.items_of(shard))\n    places = places[shard:] + places[:shard]\n",
+        "    return deal(work.pipeline, list(work.store.items_of(shard)), work.store.facts.batch_size, shard)\n",
+        "    places = list(work.store.items_of(shard))\n    places = places[shard:] + places[:shard]\n"
+        "    return deal(work.pipeline, places, work.store.facts.batch_size, shard)\n",
         "tests/test_extract.py tests/test_shards.py -k 'not faulty'",
     ),
     Bug(
