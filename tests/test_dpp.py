@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fusemix.align import dpp, greedy
 from fusemix.align.dpp import diverse, log_det
+from fusemix.errors import DataError
 
 
 def kernel(sides, quality=None):
@@ -113,6 +114,13 @@ def test_the_gains_multiply_to_the_determinant_and_a_repetition_is_seen():
     picks, gains = diverse([x], 40)
     assert float(gains.log().sum()) == pytest.approx(log_det([x[picks]]), abs=1e-6)
     assert log_det([x[[0, 1, 1]]]) == pytest.approx(log_det([x[[0, 1]]]) + np.log(2e-10), abs=0.01)
+
+
+def test_latents_that_are_not_finite_are_named():
+    x = torch.ones(5, 3)
+    x[3, 1] = torch.nan
+    with pytest.raises(DataError, match="row 3 hold NaN or infinity"):
+        diverse([x], 2)
 
 
 def test_quality_decides_where_diversity_does_not():

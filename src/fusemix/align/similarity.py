@@ -6,6 +6,8 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from fusemix.errors import DataError
+
 _BLOCK = 512  # items that are multiplied at a time: in float64 they stay in the processor's cache
 
 
@@ -20,6 +22,9 @@ class Similarity:
             cosine of 0 with everything, itself included.
         dtype: of the arithmetic, float64 or float32. Latents are converted block by block: to keep those of float16
             in float64 would take four times their memory.
+
+    Raises:
+        DataError: latents that are not finite.
     """
 
     def __init__(self, sides: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> None:
@@ -31,6 +36,11 @@ class Similarity:
         # (n,) of each item to itself: exact, for rounding noise would decide which of n equal items is first.
         self.itself = torch.ones(self.count, dtype=dtype)
         for norms in self.norms:
+            if not bool(norms.isfinite().all()):
+                row = int((~norms.isfinite()).nonzero()[0])
+                raise DataError(
+                    f"latents of row {row:,} hold NaN or infinity: drop the pair, or extract its items again"
+                )
             self.itself[norms == 0] /= 2
             norms[norms == 0] = 1
         self.norms = [norms.to(dtype) for norms in self.norms]
