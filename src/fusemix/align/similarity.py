@@ -38,9 +38,7 @@ class Similarity:
         for norms in self.norms:
             if not bool(norms.isfinite().all()):
                 row = int((~norms.isfinite()).nonzero()[0])
-                raise DataError(
-                    f"latents of row {row:,} hold NaN or infinity: drop the pair, or extract its items again"
-                )
+                raise DataError(f"latents of row {row:,} hold NaN or infinity: drop it, or extract again")
             self.itself[norms == 0] /= 2
             norms[norms == 0] = 1
         self.norms = [norms.to(dtype) for norms in self.norms]
