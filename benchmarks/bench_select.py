@@ -12,7 +12,7 @@ The product of unit rows is the full one. numpy's `a @ a.T` knows that it is sym
 timed too, as "halved".
 
 One thread, CPU seconds of this process, the forms in turn, medians of three. Memory is the peak of a process of its own
-less its peak before the selection.
+less what it held before the selection.
 """
 
 import argparse
@@ -65,9 +65,9 @@ def plain(latents: Tensor, k: int, halved: bool = False) -> list[int]:
     return picks
 
 
-def peak() -> int:
-    """Bytes; `ru_maxrss` would begin at that of the process that started this one."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+def memory(what: str) -> int:
+    """Bytes, VmHWM or VmRSS; `ru_maxrss` would begin at that of the process that started this one."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
     return int(line.split()[1]) * 1024
 
 
@@ -76,10 +76,11 @@ def child(form: str, count: int, k: int) -> None:
     latents = clustered(count)
     warm = {"plain": lambda: plain(latents[:300], 5)}
     warm.get(form, lambda: diverse([latents[:300]], 5, dtype=getattr(torch, form)))()
-    before, began, wall = peak(), time.process_time(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of making the latents is none of the selection
+    before, began, wall = memory("VmRSS"), time.process_time(), time.perf_counter()
     picks = plain(latents, k) if form == "plain" else diverse([latents], k, dtype=getattr(torch, form))[0].tolist()
     spent = {"cpu": time.process_time() - began, "wall": time.perf_counter() - wall}
-    print(json.dumps({"own": peak() - before, "peak": peak(), "picked": len(set(picks)), **spent}))
+    print(json.dumps({"own": memory("VmHWM") - before, "peak": memory("VmHWM"), "picked": len(set(picks)), **spent}))
 
 
 def apart(form: str, count: int, k: int) -> dict[str, float]:
