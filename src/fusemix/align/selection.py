@@ -23,9 +23,8 @@ Scores = NDArray[np.float64]
 CELLS = 1_000_000_000  # numbers that a pick in one piece may hold: 4 GB in float32
 _PART_CELLS = CELLS // 4
 _PART_FLOPS = 1e13  # of all parts together
-_FINALISTS = (
-    16  # at most for each pair wanted, in the final of the parts: half as many lose one and a half times as much
-)
+# At most for each pair wanted, in the final of the parts: half as many lose one and a half times as much.
+_FINALISTS = 16
 _RUN = 256  # neighbours that are dealt to one part together: of a disk they are one read
 
 

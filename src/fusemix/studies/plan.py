@@ -13,7 +13,7 @@ from fusemix.studies.trials import Trial
 
 FUSEMIX, PLAIN = "FuseMix", "no mixing"
 WRONG = (0.0, 0.1, 0.2, 0.4)  # shares of pairs that get a wrong partner
-PIECE = 100  # pairs of the smallest size
+SMALLEST = 100  # pairs of the smallest size
 FACTOR = 4  # between two sizes
 SHARE = 3  # a subset chosen for diversity is at most a third of the pool: of all there is nothing to choose
 LARGEST_PICK = 4000  # by diversity, whose cost grows with the square of it
@@ -110,7 +110,7 @@ def make_plan(
 def _sizes(most: int) -> tuple[int, ...]:
     """All pairs, a quarter of them, a sixteenth, and so on."""
     sizes = [most]
-    while sizes[-1] // FACTOR >= PIECE:
+    while sizes[-1] // FACTOR >= SMALLEST:
         sizes.append(sizes[-1] // FACTOR)
     return tuple(reversed(sizes))
 
@@ -125,9 +125,10 @@ def _sources(pool: Latents, source: str | None) -> dict[str, int]:
 
 
 def _trial(plan: Plan, seed: int, pairs: int | None = None, **changes: Any) -> Trial:
-    """Return a trial; `settings` as a dict, without those that are the recipe's anyway."""
+    """Return a trial; `settings` as a dict, without what is the recipe's anyway. A closed form takes no steps."""
     settings = tuple(sorted(changes.pop("settings", {}).items()))
-    return Trial(pairs or plan.pairs, seed, steps=plan.steps, settings=settings, **changes)
+    steps = 0 if "method" in changes else plan.steps
+    return Trial(pairs or plan.pairs, seed, steps=steps, settings=settings, **changes)
 
 
 def _quantity(plan: Plan, seed: int) -> list[Arm]:
@@ -136,14 +137,9 @@ def _quantity(plan: Plan, seed: int) -> list[Arm]:
         arms += [
             Arm("quantity", FUSEMIX, size, _trial(plan, seed, size)),
             Arm("quantity", PLAIN, size, _trial(plan, seed, size, settings={"alpha": 0.0})),
-            Arm("quantity", "CCA", size, _closed(_trial(plan, seed, size, method="cca"))),
+            Arm("quantity", "CCA", size, _trial(plan, seed, size, method="cca")),
         ]
     return arms
-
-
-def _closed(trial: Trial) -> Trial:
-    """A closed form takes no steps."""
-    return Trial(trial.pairs, trial.seed, trial.method, trial.pick, trial.wrong, trial.latents)
 
 
 def _quality(plan: Plan, seed: int) -> list[Arm]:
@@ -153,7 +149,7 @@ def _quality(plan: Plan, seed: int) -> list[Arm]:
         arms += [
             Arm("quality", FUSEMIX, share, _trial(plan, seed, wrong=wrong)),
             Arm("quality", PLAIN, share, _trial(plan, seed, wrong=wrong, settings={"alpha": 0.0})),
-            Arm("quality", "CCA", share, _closed(_trial(plan, seed, wrong=wrong, method="cca"))),
+            Arm("quality", "CCA", share, _trial(plan, seed, wrong=wrong, method="cca")),
         ]
     size = min(plan.sources.values(), default=0)
     for value in plan.sources:
@@ -226,7 +222,7 @@ def _encoders(plan: Plan, seed: int) -> list[Arm]:
     for place, name in enumerate(plan.swaps):
         arms += [
             Arm("encoders", FUSEMIX, name, _trial(plan, seed, latents=place)),
-            Arm("encoders", "CCA", name, _closed(_trial(plan, seed, method="cca", latents=place))),
+            Arm("encoders", "CCA", name, _trial(plan, seed, method="cca", latents=place)),
         ]
     return arms if len(plan.swaps) > 1 else []
 

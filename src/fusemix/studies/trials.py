@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusemix.align.closed_form import CLOSED_FORMS, fit_closed_forms
+from fusemix.align.closed_form import fit_closed_forms
 from fusemix.align.metrics import CUTOFFS
 from fusemix.config import FitConfig, scaled
 from fusemix.data.latents import Latents
@@ -34,7 +34,7 @@ class Trial:
         pairs: how many to train on.
         seed: of the pairs, the wrong partners, and the fit.
         method: "adapters", or a closed form: "cca" or "ridge".
-        pick: how the pairs are chosen: "uniform", "all", "diversity on image", or "source=value" of a column.
+        pick: how the pairs are chosen: "uniform", "diversity on image", or "source=value" of a column.
         wrong: share of the pairs whose partners are swapped among them, in [0, 1).
         latents: which of the folders of latents, from 0.
         steps: of the fit; 0 is what the recipe takes.
@@ -109,7 +109,7 @@ def run_trial(trial: Trial, pool: Pool, picks: dict[str, Numbers], device: torch
     Args:
         trial: what to do.
         pool: pairs to do it on.
-        picks: for every pick but "uniform", "all" and sources: pairs of the pool in the order they were picked.
+        picks: for every pick but "uniform" and sources: pairs of the pool in the order they were picked.
         device: of the fit.
 
     Returns:
@@ -179,7 +179,6 @@ def _closed_form(trial: Trial, train: Latents, choose: Latents, device: torch.de
         train.items[x].rows, train.items[y].rows, (train.rows[x], train.rows[y]), train.groups, trial.seed
     )
     form = forms[trial.method]
-    assert trial.method in CLOSED_FORMS
     facts = {"shrinkage": form.shrinkage, "parameters": form.map_x.numel() + form.map_y.numel()}
     return lambda modality, rows: (form.embed_x if modality == x else form.embed_y)(rows.whole()), facts
 
