@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,14 @@ from fusemix.training.journal import Journal, Meter, Track
 from fusemix.training.order import Order
 from fusemix.training.run import Run
 from fusemix.training.step import Adapters, Trainer, compiling_pays
+from fusemix.training.validation import Sides, validate, validations
 
 SAVE_SECONDS = 60.0  # between checkpoints at least
 SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
 DIVERGED = "diverged.json"  # ids of the batch after which nothing was a number, by modality
 TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
+TRIAL_PAIRS = 10_000  # of the largest validation that is tried: a few seconds, too
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
 
@@ -128,8 +131,10 @@ def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progr
             run.save(out)  # what comes after the training can be interrupted, too
 
 
-def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast:
-    """Say what a fit would cost, from the rate of the device and a few steps on random numbers; writes nothing.
+def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latents | None = None) -> Forecast:
+    """Say what a fit would cost, from the rate of the device, a few steps on random numbers and a validation.
+
+    Writes nothing.
 
     Raises:
         DataError: pairs that cannot be fitted.
@@ -146,11 +151,13 @@ def foresee(train: Latents, config: FitConfig, device: torch.device) -> Forecast
         rows = max(2, min(order.batch_size, int(order.batch_size * small)))
         batch = [torch.randn(rows, dim, device=device) for dim in dims]
         times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up
+        once = _time_validation(trainer, val, train.modalities) if val is not None else 0.0
     gradients, update = (min(each) for each in zip(*times, strict=True))
     seconds = gradients * flops / step_flops(config, dims, rows, kept) + update
     precision = str(trainer.precision).removeprefix("torch.")
+    rate = matmul_rate(device, trainer.precision)
     return forecast(
-        train, config, device, precision, matmul_rate(device, trainer.precision), seconds, fits(train, device)
+        train, config, device, precision, rate, seconds, fits(train, device), once * validations(config.epochs)
     )
 
 
@@ -163,6 +170,15 @@ def _time_step(trainer: Trainer, batch: list[Tensor]) -> tuple[float, float]:
             torch.cuda.synchronize(trainer.device)
         marks.append(time.perf_counter())
     return marks[1] - marks[0], marks[2] - marks[1]
+
+
+def _time_validation(trainer: Trainer, val: Latents, modalities: tuple[str, ...]) -> float:
+    """Return the seconds of one validation; of a large one, from a part: its cost grows with the square."""
+    share = min(1.0, TRIAL_PAIRS / len(val))
+    held = Sides.of(val.take(np.arange(round(share * len(val)))), modalities, trainer.device)
+    started = time.perf_counter()
+    validate(trainer.adapters, held)
+    return (time.perf_counter() - started) / share**2
 
 
 def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) -> None:

@@ -217,7 +217,7 @@ class FuseMix:
         """
         if val is not None:
             check_validation(train, val)
-        return foresee(train, self.config(len(train)), find_device(self.device))
+        return foresee(train, self.config(len(train)), find_device(self.device), val)
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""

@@ -157,7 +157,8 @@ def show_forecast(forecast: "FitForecast") -> None:
     reached = forecast.flops / forecast.seconds / forecast.rate
     say(
         f"about {duration(forecast.seconds)} at {100 * reached:.0f} % of the {_scaled(forecast.rate, 'FLOP/s')} "
-        f"that a {forecast.precision} product reaches here; validation comes on top"
+        f"that a {forecast.precision} product reaches here"
+        + (f", and {duration(forecast.validating)} of validation" if forecast.validating else "")
     )
 
 

@@ -1,7 +1,6 @@
 """Studies: the paper's analyses of quantity, quality and diversity on any latents, with seeds and intervals."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,7 +19,7 @@ from fusemix.studies.findings import Finding, caption, findings
 from fusemix.studies.page import write_study
 from fusemix.studies.plan import Arm, Plan, make_plan
 from fusemix.studies.points import Point, gather
-from fusemix.studies.runner import open_pool, run_all
+from fusemix.studies.runner import foresee_all, open_pool, run_all, threads_of
 from fusemix.studies.trials import Numbers, Pool, Trial
 from fusemix.subsets import select
 from fusemix.training.device import find_device
@@ -73,6 +72,16 @@ class Planned:
     def trials(self) -> list[Trial]:
         """Every fit once, in order."""
         return list(dict.fromkeys(arm.trial for arm in self.plan.arms()))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many fits each study has; some serve several."""
+        arms = self.plan.arms()
+        names = dict.fromkeys(arm.study for arm in arms)
+        return {name: len({arm.trial for arm in arms if arm.study == name}) for name in names}
+
+    def seconds(self, jobs: int = 1, device: str | None = None) -> float:
+        """Foresee how long all fits take, with so many at a time, from a few steps that are tried."""
+        return foresee_all(self.trials, self.folders, jobs, device)
 
 
 def plan_study(
@@ -173,7 +182,7 @@ def _device_name(device: torch.device, jobs: int) -> str:
     """Say whose seconds are told."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_of(jobs)
     return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Thread
@@ -16,9 +17,12 @@ import torch
 
 from fusemix.data.latents import Latents, open_latents
 from fusemix.errors import FusemixError
+from fusemix.fit import foresee
 from fusemix.studies.trials import Numbers, Pool, Trial, run_trial
 from fusemix.training.device import find_device
 from fusemix.training.journal import read
+from fusemix.training.order import Order
+from fusemix.training.validation import validations
 
 NAME = "trials.jsonl"
 Told = Callable[[Trial, dict[str, Any]], None]
@@ -50,7 +54,7 @@ def run_all(
     for trial in dict.fromkeys(trials):
         if trial.key in done:
             told(trial, done[trial.key])
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = threads_of(jobs)
     spawn, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, spawn, _begin, (threads,)) as processes, path.open("a") as file:
         futures = {processes.submit(_work, trial, tuple(folders), picks, device): trial for trial in todo}
@@ -69,6 +73,40 @@ def run_all(
             processes.shutdown(wait=False, cancel_futures=True)
             raise
     return {trial.key: done[trial.key] for trial in trials}
+
+
+def foresee_all(trials: Sequence[Trial], folders: Sequence[Path], jobs: int, device: str | None) -> float:
+    """Return about how many seconds all fits take, so many at a time; a closed form and the measuring count as nothing.
+
+    A few steps and a validation are tried, once for every shape of a step, with the threads that a fit will have.
+    """
+    found: dict[tuple[Any, ...], tuple[float, float]] = {}
+    total, threads = 0.0, torch.get_num_threads()
+    torch.set_num_threads(threads_of(jobs))
+    try:
+        for trial in trials:
+            if trial.method != "adapters":
+                continue
+            config = trial.config()
+            shape = (trial.latents, config.depth, config.expansion, config.dim, config.batch_size)
+            if shape not in found:
+                pool = open_pool(tuple(folders), trial.latents)
+                few = pool.train.take(np.arange(trial.pairs))
+                once = replace(config, epochs=1)
+                cost = foresee(few, once, find_device(device), pool.choose)
+                found[shape] = (cost.seconds / cost.steps, cost.validating)
+            step, validation = found[shape]
+            total += step * Order.of(trial.pairs, config).steps * config.epochs + validation * validations(
+                config.epochs
+            )
+    finally:
+        torch.set_num_threads(threads)
+    return total / jobs
+
+
+def threads_of(jobs: int) -> int:
+    """Return the threads of each of so many fits at a time."""
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -41,7 +41,8 @@ class Forecast:
         memory: bytes by part beside the latents, see `memory`.
         precision: of the products.
         rate: FLOP/s that a plain matrix product reaches on this device, see `matmul_rate`.
-        seconds: of the whole fit, without validation.
+        seconds: of all steps.
+        validating: seconds of all validations.
     """
 
     modalities: dict[str, int]
@@ -60,6 +61,7 @@ class Forecast:
     precision: str
     rate: float
     seconds: float
+    validating: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain values, for JSON."""
@@ -74,6 +76,7 @@ def forecast(
     rate: float,
     seconds_per_step: float,
     resident: bool,
+    validating: float = 0.0,
 ) -> Forecast:
     """Say what a fit on these pairs would cost.
 
@@ -85,6 +88,7 @@ def forecast(
         rate: FLOP/s of `matmul_rate`.
         seconds_per_step: as it was timed or estimated.
         resident: the latents fit the memory.
+        validating: seconds of all validations.
     """
     sides = [latents.items[name] for name in latents.modalities]
     dims = [side.rows.shape[1] for side in sides]
@@ -111,6 +115,7 @@ def forecast(
         precision=precision,
         rate=rate,
         seconds=steps * config.epochs * seconds_per_step,
+        validating=validating,
     )
 
 

@@ -23,9 +23,8 @@ from fusemix.training.interrupt import Interrupts
 from fusemix.training.order import Order
 from fusemix.training.schedule import learning_rate
 from fusemix.training.step import Adapters, Trainer, compiling_pays
-from fusemix.training.validation import Sides, validate
+from fusemix.training.validation import Sides, validate, validated
 
-MAX_VALIDATIONS = 50  # a long fit on few pairs would otherwise spend its time validating
 NAMED = 5  # ids in a message
 
 
@@ -113,8 +112,7 @@ class Run:
         """Look back on an epoch whose steps are all done; return its record."""
         epoch = len(self.history) + 1
         record = {"epoch": epoch, "step": self.step, "loss": self.recent_loss(self.order.steps), **self.rates()}
-        every = -(-self.config.epochs // MAX_VALIDATIONS)
-        if self.val is not None and (epoch % every == 0 or epoch == self.config.epochs):
+        if self.val is not None and validated(epoch, self.config.epochs):
             record["val"] = validate(self.adapters, self.val)
             if math.isnan(record["val"]):
                 self._diverged(self.order.steps - 1, "the validation embeddings became NaN after")

@@ -14,6 +14,7 @@ from fusemix.data.rows import LatentRows
 from fusemix.training.step import Adapters
 
 BLOCK = 4096  # rows that are embedded at a time
+MAX_VALIDATIONS = 50  # a long fit on few pairs would otherwise spend its time validating
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Sides:
             sides.append(latents.items[modality].rows.take(keep).to(device))
             rows.append(torch.from_numpy(index).to(device))
         return cls(sides[0], sides[1], (rows[0], rows[1]))
+
+
+def validated(epoch: int, epochs: int) -> bool:
+    """Tell whether a fit of so many epochs validates after this one, counted from 1."""
+    return epoch % -(-epochs // MAX_VALIDATIONS) == 0 or epoch == epochs
+
+
+def validations(epochs: int) -> int:
+    """Return how many validations a fit of so many epochs has."""
+    return sum(validated(epoch, epochs) for epoch in range(1, epochs + 1))
 
 
 @torch.inference_mode()

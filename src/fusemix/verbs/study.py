@@ -85,42 +85,20 @@ def _numbers(words: str | None) -> list[int] | None:
 
 
 def _forecast(planned: "Planned", jobs: int, device: str | None, as_json: bool) -> str:
-    """Say how many fits there are, and how long they take by the forecast of one."""
-    import numpy as np
-
-    from fusemix.fit import foresee
+    """Say how many fits there are, and about how long they take."""
     from fusemix.terminal import duration
-    from fusemix.training.device import find_device
 
-    trials = planned.trials
-    largest: dict[tuple[Any, ...], Any] = {}
-    for trial in trials:
-        if trial.method == "adapters":
-            largest.setdefault((trial.config().depth, trial.config().dim, trial.config().batch_size), trial)
-    train = planned.pool.train
-    seconds = {}
-    for shape, trial in largest.items():
-        cost = foresee(train.take(np.arange(trial.pairs)), trial.config(), find_device(device))
-        seconds[shape] = cost.seconds / cost.steps
-    total = 0.0
-    for trial in trials:
-        if trial.method == "adapters":
-            config = trial.config()
-            steps = trial.steps or 1000
-            total += seconds[config.depth, config.dim, config.batch_size] * steps
-    arms = planned.plan.arms()
-    counts = {
-        name: len({arm.trial for arm in arms if arm.study == name}) for name in dict.fromkeys(a.study for a in arms)
-    }
+    counts, fits, seconds = planned.counts(), len(planned.trials), planned.seconds(jobs, device)
     if as_json:
-        return json.dumps({"fits": len(trials), "by_study": counts, "jobs": jobs, "seconds": round(total / jobs)})
-    lines = [f"{len(planned.pool.train):,} pairs to choose from; measured on {planned.facts['measured']}"]
-    lines += [f"  {name}: {count} fits" for name, count in counts.items()]
-    lines.append(
-        f"{len(trials)} fits in all (some serve several studies), about {duration(total / jobs)} with {jobs} at a "
-        "time; nothing was written"
+        return json.dumps({"fits": fits, "by_study": counts, "jobs": jobs, "seconds": round(seconds)})
+    return "\n".join(
+        [
+            f"{len(planned.pool.train):,} pairs to choose from; measured on {planned.facts['measured']}",
+            *(f"  {name}: {count} fits" for name, count in counts.items()),
+            f"{fits} fits in all (some serve several studies), about {duration(seconds)} with {jobs} at a time; "
+            "nothing was written",
+        ]
     )
-    return "\n".join(lines)
 
 
 class _Live:
