@@ -112,3 +112,27 @@ def test_nothing_is_trained_on_what_is_measured(folders):
 def test_no_folder_is_an_error():
     with pytest.raises(DataError, match="needs a folder of latents"):
         plan_study([])
+
+
+def test_the_values_of_a_column_are_compared(tmp_path):
+    """The pairs of one value are right and those of the other are shuffled: the study tells them apart."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(320, 12))
+    y = np.tanh(x @ rng.normal(size=(12, 10)))
+    who = np.where(np.arange(320) % 2 == 0, "human", "web")
+    split = np.where(np.arange(320) < 240, "train", "val")
+    web = np.flatnonzero((who == "web") & (split == "train"))
+    partner = np.arange(320)
+    partner[web] = np.roll(web, 1)
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+    np.save(tmp_path / "y.npy", y[partner].astype(np.float32))
+    lines = [f"x{i},y{i},{who[i]},{split[i]}" for i in range(320)]
+    table = tmp_path / "pairs.csv"
+    table.write_text("\n".join(["x,y,who,split", *lines]) + "\n")
+    extract(read_pairs(table, x="x", y="y"), out=tmp_path / "l", x=tmp_path / "x.npy", y=tmp_path / "y.npy")
+    found = study(tmp_path / "l", tmp_path / "out", only=["quality"], source="who", seeds=1, steps=30, jobs=2)
+    human, web, _ = (p for p in found.points if p.study == "source")
+    assert (human.variant, web.variant, human.x) == ("human", "web", web.x) and human.mean > web.mean + 10
+    said = next(each.verdict for each in found.findings if each.verdict.startswith("human and web"))
+    assert said in (tmp_path / "out" / "report.html").read_text()
+    assert (tmp_path / "out" / "source.png").stat().st_size > 1000
