@@ -178,6 +178,10 @@ def test_a_fit_trains_on_a_subset(latents, tmp_path):
     words = ["fit", folder, "--subset", tmp_path / "s.parquet", "-o", "m", "--dry-run", "--json"]
     assert json.loads(run(*words, "--keep", 40))["pairs"] == 40 and json.loads(run(*words))["pairs"] == 60
     assert len(Subset.train(latents, None)) == 160
+    run("fit", folder, "--subset", tmp_path / "s.parquet", "--keep", 40, "-o", tmp_path / "m", "--epochs", 1, "-q")
+    facts = fm.FuseMix.load(tmp_path / "m").facts_
+    assert facts["pairs"] == 40 and facts["subset"]["by"] == "diversity" and facts["subset"]["n"] == 160
+    assert "40 pairs of train, picked by diversity from 160; " in (tmp_path / "m" / "README.md").read_text()
     with pytest.raises(DataError, match="keep 40 of which subset"):
         Subset.train(latents, None, 40)
 

@@ -143,6 +143,8 @@ class State:
             f"- {name}: `{side.encoder.get('name', 'arrays')}`, {side.dim} numbers" for name, side in self.sides.items()
         )
         settings = "\n".join(f"- {name}: {value}" for name, value in self.config.to_dict().items())
+        subset = facts.get("subset")
+        picked = f", picked by {subset['by']} from {subset['n']:,}" if subset else ""
         chosen = f"chosen on {facts['val_pairs']:,} pairs of {', '.join(facts['chosen_on'])}"
         return f"""# {first} and {second} in one space
 
@@ -150,7 +152,7 @@ Adapters trained with fusemix (FuseMix, arXiv 2312.10144) on the latents of two 
 
 {encoders}
 
-{facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}; {facts["parameters"]:,} parameters; epoch \
+{facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}{picked}; {facts["parameters"]:,} parameters; epoch \
 {facts["best_epoch"]}, {chosen if facts["chosen_on"] else "the last one"}; {facts["seconds"]:g} s.
 
 ## Settings

@@ -81,6 +81,8 @@ def fit(
         model.fit(train, val=held, out=out, track=told, progress=bars)
     if not first:
         return
+    if subset is not None:
+        model.facts_["subset"] = fm.Subset.load(subset).facts
     model.save(out)
     if as_json:
         typer.echo(json.dumps({"out": str(out), **model.facts_, "config": model.config_.to_dict()}, indent=2))
