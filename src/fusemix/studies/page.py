@@ -75,11 +75,11 @@ def write_study(points: Sequence[Point], facts: dict[str, Any], done: dict[str, 
 
 
 def draw(study: str, points: Sequence[Point]) -> "Figure":
-    """Draw a study: lines with intervals over numbers, bars over words."""
+    """Draw a study: lines with intervals over numbers, dots over words."""
     words = AXES[study] == ""
     figure = new_figure(6.4, max(2.4, 0.7 + 0.32 * len(points)) if words else 4.2)
     axes = figure.subplots()
-    (_draw_bars if words else _draw_lines)(axes, study, points)
+    (_draw_dots if words else _draw_lines)(axes, study, points)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if words else "y", color="#e2e6ed", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -104,7 +104,7 @@ def _draw_lines(axes: "Axes", study: str, points: Sequence[Point]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_bars(axes: "Axes", study: str, points: Sequence[Point]) -> None:
+def _draw_dots(axes: "Axes", study: str, points: Sequence[Point]) -> None:
     """Draw the points one below the other; their names are variants, or words on the axis."""
     labels = [str(p.x) if study == "encoders" else p.variant for p in points]
     variants = list(dict.fromkeys(p.variant for p in points)) if study == "encoders" else []
@@ -112,12 +112,11 @@ def _draw_bars(axes: "Axes", study: str, points: Sequence[Point]) -> None:
     labels = [f"{label}, {p.variant}" if variants else label for label, p in zip(labels, points, strict=True)]
     places = range(len(points))
     halves = [0.0 if math.isnan(p.half) else p.half for p in points]
-    axes.barh(places, [p.mean for p in points], 0.7, xerr=halves, color=colours, error_kw={"linewidth": 0.9})
+    # Dots, not bars: an axis that does not begin at 0 would make bars lie, and the differences are what is looked at.
+    for place, point, half, colour in zip(places, points, halves, colours, strict=True):
+        axes.errorbar(point.mean, place, xerr=half, color=colour, marker="o", markersize=5, capsize=2)
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
-    low = min(p.mean - half for p, half in zip(points, halves, strict=True))
-    high = max(p.mean + half for p, half in zip(points, halves, strict=True))
-    axes.set_xlim(max(0, low - (high - low)), high + 0.1 * (high - low) + 0.1)  # the differences are what is looked at
     axes.set_xlabel(f"{METRIC}, %, mean of both directions")
 
 
