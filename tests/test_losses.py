@@ -29,6 +29,9 @@ def plain(x: Tensor, y: Tensor, temperature: Tensor) -> Tensor:
     return (costs[0].mean() + costs[1].mean()) / 2
 
 
+UNIT = 6e-8  # in the last place of a cosine, float32
+
+
 def batch(size: int, dim: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, size, dim, generator=generator, dtype=torch.float64).unbind()
@@ -74,7 +77,9 @@ def assert_exact(got: list[Tensor], expected: list[Tensor], temperature: float, 
         floors[1:] = [cancelling, cancelling, cancelling * math.sqrt(size) / temperature]
     for part, right, least in zip(got, expected, floors, strict=True):
         assert part.isfinite().all()
-        assert (part - right).norm() <= tolerance * right.norm().clamp(min=least)
+        # Where equal rows cancel, their cosines may round a unit apart: which processors do so is not ours to say.
+        allowed = max(tolerance, UNIT / temperature) if right.norm() < least else tolerance
+        assert (part - right).norm() <= allowed * right.norm().clamp(min=least)
 
 
 @pytest.mark.parametrize("size", [2, 3, 17, 40])
