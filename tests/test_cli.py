@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import warm
 from fusemix import terminal
 
 ENCODERS = """
@@ -35,10 +36,7 @@ def hear_ctrl_c():
 
 
 def fusemix(*words, cwd, code=0, **environment):
-    env = {**os.environ, **environment}
-    done = subprocess.run(
-        [sys.executable, "-m", "fusemix", *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True
-    )
+    done = warm.run(list(map(str, words)), cwd, {**os.environ, **environment})
     assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
