@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -48,12 +49,26 @@ def serve():
         child = os.fork()
         if not child:
             become(json.loads(line))
-            sys.argv[0] = "fusemix"
-            fusemix.cli.main()
-            return
+            os._exit(_leave(fusemix.cli.main))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         answers.write(f"{code}\n")
         answers.flush()
+
+
+def _leave(main):
+    """Run a command, and what is done at its end; return its exit code. To let go of all memory would take a second."""
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
 
 
 def become(request):
