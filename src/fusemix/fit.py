@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fusemix import durable
-from fusemix.align.adapters import Adapter
+from fusemix.align.adapters import AnyAdapter
+from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
-from fusemix.errors import DivergedError
+from fusemix.errors import DataError, DivergedError, choices
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.feed import fits
@@ -50,7 +51,7 @@ class Fitted:
         earlier: seconds of the steps that were done before an interruption.
     """
 
-    adapters: dict[str, Adapter]
+    adapters: dict[str, AnyAdapter]
     temperature: float
     history: list[dict[str, float]]
     best_epoch: int
@@ -161,6 +162,38 @@ def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latent
     )
 
 
+def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | None) -> FitConfig:
+    """Return the settings of a fit into the latents of one modality, whose width the shared space then has.
+
+    Args:
+        config: all other settings.
+        train: the pairs.
+        modality: what to lock; None leaves the settings as they are.
+        dim: width of the shared space that was asked for, if any.
+
+    Raises:
+        DataError: no such modality, or another width.
+    """
+    if modality is None:
+        return config
+    if modality not in train.modalities:
+        raise DataError(f"lock={modality!r}: no such modality; {choices(modality, train.modalities)}")
+    width = train.items[modality].rows.shape[1]
+    if dim not in (None, width):
+        raise DataError(f"lock={modality!r} makes the shared space {width} wide, dim={dim} contradicts: leave dim out")
+    return config.changed({"lock": "xy"[train.modalities.index(modality)], "dim": width})
+
+
+def fit_baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
+    """Fit ridge and CCA on the same pairs."""
+    progress("fit baselines", 0, 1)
+    x, y = (train.items[name].rows for name in train.modalities)
+    rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
+    forms = fit_closed_forms(x, y, rows, train.groups, seed)
+    progress("fit baselines", 1, 1)
+    return forms
+
+
 def _time_step(trainer: Trainer, batch: list[Tensor]) -> tuple[float, float]:
     """Return the seconds of the gradients and of the update."""
     marks = [time.perf_counter()]
@@ -187,7 +220,7 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
     journal = Journal(out if first else None, run.step, run.history, track if first else None)
     trainer, steps = run.trainer, run.order.steps
     limit = matmul_rate(trainer.device, trainer.precision) * run.world if out is not None else 0.0
-    flops = step_flops(run.config, trainer.dims, run.order.batch_size, kept_on(trainer.device))
+    flops = step_flops(run.config, trainer.adapters.dims, run.order.batch_size, kept_on(trainer.device))
     meter = Meter(run.order.size, flops, limit)
     every = 1 if trainer.device.type == "cpu" else LOOK_STEPS
     saved, cost, note = time.monotonic(), 0.0, ""

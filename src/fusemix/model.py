@@ -11,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fusemix.align.adapters import Adapter
-from fusemix.align.closed_form import ClosedForm, fit_closed_forms
+from fusemix.align.adapters import AnyAdapter
+from fusemix.align.closed_form import ClosedForm
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
@@ -20,7 +20,7 @@ from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
 from fusemix.evaluate import Evaluation, chance, score
-from fusemix.fit import fit_adapters, foresee
+from fusemix.fit import fit_adapters, fit_baselines, foresee, locked
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
@@ -32,10 +32,10 @@ from fusemix.training.checks import check_validation
 from fusemix.training.device import find_device
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
-from fusemix.training.validation import embed
+from fusemix.training.validation import embed, in_blocks
 
 SETTINGS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "patience", "precision")
-PARAMETERS = (*SETTINGS, "settings", "recipe", "seed", "device")
+PARAMETERS = (*SETTINGS, "lock", "settings", "recipe", "seed", "device")
 
 
 class FuseMix:
@@ -53,6 +53,8 @@ class FuseMix:
         lr: peak learning rate.
         patience: stop when so many validations in a row brought no gain; 0 never stops early.
         precision: "float32", "bfloat16", or "auto", what the device multiplies fastest natively.
+        lock: a modality whose latents are the shared space as they are, bit for bit; the other one learns to land in
+            it, and can then condition what was made for these latents, see `condition`. None locks neither.
         settings: any others of `config.FitConfig` by name, such as {"noise": 0.5, "mixing": "sample"}.
         recipe: "scaled" sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the
             released run (`config.paper`).
@@ -72,7 +74,7 @@ class FuseMix:
     """
 
     modalities_: tuple[str, str]
-    adapters_: dict[str, Adapter]
+    adapters_: dict[str, AnyAdapter]
     config_: FitConfig
     history_: list[dict[str, float]]
     baselines_: dict[str, ClosedForm]
@@ -82,22 +84,11 @@ class FuseMix:
     canaries_: dict[str, Tensor]
 
     def __init__(
-        self,
-        dim: int | None = None,
-        *,
-        depth: int | None = None,
-        dropout: float | None = None,
-        alpha: float | None = None,
-        batch_size: int | None = None,
-        epochs: int | None = None,
-        lr: float | None = None,
-        patience: int | None = None,
-        precision: str | None = None,
-        settings: dict[str, Any] | None = None,
-        recipe: str = "scaled",
-        seed: int = 0,
-        device: str | None = None,
-    ) -> None:
+        self, dim: int | None = None, *, depth: int | None = None, dropout: float | None = None,
+        alpha: float | None = None, batch_size: int | None = None, epochs: int | None = None, lr: float | None = None,
+        patience: int | None = None, precision: str | None = None, lock: str | None = None,
+        settings: dict[str, Any] | None = None, recipe: str = "scaled", seed: int = 0, device: str | None = None,
+    ) -> None:  # fmt: skip
         self.dim = dim
         self.depth = depth
         self.dropout = dropout
@@ -107,6 +98,7 @@ class FuseMix:
         self.lr = lr
         self.patience = patience
         self.precision = precision
+        self.lock = lock
         self.settings = settings
         self.recipe = recipe
         self.seed = seed
@@ -181,7 +173,7 @@ class FuseMix:
         folder = Path(out) if out is not None else None
         if folder is not None:
             claim(folder)
-        config = self.config(len(train))
+        config = locked(self.config(len(train)), train, self.lock, self.dim)
         fitted = fit_adapters(train, val, config, find_device(self.device), progress, out=folder, track=track)
         first, second = train.modalities
         self.modalities_ = (first, second)
@@ -190,7 +182,7 @@ class FuseMix:
         self.sides_ = {name: Side.of(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
-        self.baselines_ = _baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
+        self.baselines_ = fit_baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
         self.seen_ = note_seen(train, val)
         self.facts_ = {
             "pairs": len(train),
@@ -217,7 +209,8 @@ class FuseMix:
         """
         if val is not None:
             check_validation(train, val)
-        return foresee(train, self.config(len(train)), find_device(self.device), val)
+        config = locked(self.config(len(train)), train, self.lock, self.dim)
+        return foresee(train, config, find_device(self.device), val)
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""
@@ -250,12 +243,22 @@ class FuseMix:
             EncoderError: the encoder does not load, or only by running code that a folder names.
             MismatchError: the encoder is not the one that the model was fitted on.
         """
-        if isinstance(items, (str, Path)):
-            raise DataError(f"embed takes a list of items, got one {type(items).__name__}: embed([...])")
-        if not len(items):
-            return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
-        modality = modality or modality_of(items[0], self._fitted().sides_)
-        return self.embed_latents(modality, self._query_encoder(modality).encode(items))
+        return self._encoded(items, modality, self.embed_latents)
+
+    def condition_latents(self, modality: str, latents: ArrayLike | Tensor) -> NDArray[np.float32]:
+        """Bring latents (N, D) into the locked space, in its own units: (N, S). Those of the locked modality stay.
+
+        Raises:
+            DataError: no modality of this model was locked.
+        """
+        if self._fitted().config_.lock == "none":
+            raise DataError("no modality of this model is locked; fit one with FuseMix(lock=...) or `fit --lock`")
+        landed: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), land=True).numpy()
+        return landed
+
+    def condition(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
+        """Encode raw items and bring them into the locked space: (n, S). Arguments and errors as of `embed`."""
+        return self._encoded(items, modality, self.condition_latents)
 
     def encoder(self, modality: str) -> Encoder:
         """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
@@ -306,17 +309,9 @@ class FuseMix:
         """Write the model as a folder, see `state`."""
         self._fitted()
         state = State(
-            self.get_params(),
-            self.modalities_,
-            self.sides_,
-            self.config_,
-            self.adapters_,
-            self.baselines_,
-            self.history_,
-            self.facts_,
-            self.seen_,
-            self.canaries_,
-        )
+            self.get_params(), self.modalities_, self.sides_, self.config_, self.adapters_, self.baselines_,
+            self.history_, self.facts_, self.seen_, self.canaries_,
+        )  # fmt: skip
         state.save(Path(folder))
         checkpoint.clear(Path(folder))
 
@@ -351,6 +346,16 @@ class FuseMix:
             self._query_encoders[modality] = QueryEncoder(modality, self._side(modality), self.canaries_.get(modality))
         return self._query_encoders[modality]
 
+    def _encoded(self, items: Sequence[Any], modality: str | None, follow: Any) -> NDArray[np.float32]:
+        """Encode raw items, then do something with the latents."""
+        if isinstance(items, (str, Path)):
+            raise DataError(f"wanted a list of items, got one {type(items).__name__}: put it in brackets")
+        if not len(items):
+            return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
+        modality = modality or modality_of(items[0], self._fitted().sides_)
+        found: NDArray[np.float32] = follow(modality, self._query_encoder(modality).encode(items))
+        return found
+
     def _check(self, latents: Latents) -> None:
         """Refuse latents that are not of this model's encoders."""
         if set(latents.modalities) != set(self.modalities_):
@@ -361,12 +366,13 @@ class FuseMix:
         for items in latents.items.values():
             self._side(items.modality).check(items)
 
-    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows) -> Tensor:
-        """(N, D) -> (N, S) on the CPU, in blocks."""
+    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows, land: bool = False) -> Tensor:
+        """(N, D) -> (N, S) on the CPU, in blocks; unit norm, unless it is to land in a locked space."""
         dim = self._side(modality).dim
         if len(latents.shape) != 2 or latents.shape[1] != dim:
             raise DataError(f"{modality}: wanted latents of shape (N, {dim}), got {tuple(latents.shape)}")
-        return embed(self.adapters_[modality], latents)
+        adapter = self.adapters_[modality]
+        return in_blocks(adapter.land, latents, torch.device("cpu")) if land else embed(adapter, latents)
 
     def _baseline_embed(self, form: ClosedForm) -> Any:
         maps = dict(zip(self.modalities_, (form.embed_x, form.embed_y), strict=True))
@@ -383,12 +389,3 @@ def open_index(folder: str | Path) -> Index:
     if not (folder / "model").is_dir():
         raise StoreError(f"{folder} holds no index; make one with `fusemix index`")
     return Index.load(folder, FuseMix.load(folder / "model"))
-
-
-def _baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
-    progress("fit baselines", 0, 1)
-    x, y = (train.items[name].rows for name in train.modalities)
-    rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
-    forms = fit_closed_forms(x, y, rows, train.groups, seed)
-    progress("fit baselines", 1, 1)
-    return forms
