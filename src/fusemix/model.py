@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from fusemix.align.adapters import AnyAdapter
@@ -18,9 +19,10 @@ from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
-from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
+from fusemix.errors import DataError, MismatchError, NotFittedError, choices
 from fusemix.evaluate import Evaluation, chance, score
 from fusemix.fit import fit_adapters, fit_baselines, foresee, locked
+from fusemix.generation import Draw, Generator, generate
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
@@ -245,20 +247,35 @@ class FuseMix:
         """
         return self._encoded(items, modality, self.embed_latents)
 
+    @property
+    def locked(self) -> str:
+        """The modality whose latents are the shared space; a DataError where none was locked."""
+        if self._fitted().config_.lock == "none":
+            raise DataError("no modality of this model is locked; fit one with FuseMix(lock=...) or `fit --lock`")
+        return self.modalities_["xy".index(self.config_.lock)]
+
     def condition_latents(self, modality: str, latents: ArrayLike | Tensor) -> NDArray[np.float32]:
         """Bring latents (N, D) into the locked space, in its own units: (N, S). Those of the locked modality stay.
 
         Raises:
             DataError: no modality of this model was locked.
         """
-        if self._fitted().config_.lock == "none":
-            raise DataError("no modality of this model is locked; fit one with FuseMix(lock=...) or `fit --lock`")
+        assert self.locked in self.modalities_
         landed: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), land=True).numpy()
         return landed
 
     def condition(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
         """Encode raw items and bring them into the locked space: (n, S). Arguments and errors as of `embed`."""
         return self._encoded(items, modality, self.condition_latents)
+
+    def generate(
+        self, items: Sequence[Any], generator: str | Generator | Draw, modality: str | None = None, *, n: int = 1,
+        seed: int = 0, steps: int | None = None, guidance: float | None = None, progress: Progress = silent,
+    ) -> list[list[Image]]:  # fmt: skip
+        """Draw n pictures for each raw item with a generator that the locked space conditions, see `generation`."""
+        conditions = self.condition(items, modality)
+        side = self.sides_[self.locked]
+        return generate(generator, side.kind, side.encoder, conditions, n, seed, steps, guidance, progress)
 
     def encoder(self, modality: str) -> Encoder:
         """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
@@ -377,15 +394,3 @@ class FuseMix:
     def _baseline_embed(self, form: ClosedForm) -> Any:
         maps = dict(zip(self.modalities_, (form.embed_x, form.embed_y), strict=True))
         return lambda modality, rows: torch.cat([maps[modality](block) for block in rows.blocks()])
-
-
-def open_index(folder: str | Path) -> Index:
-    """Open an index that `Index.save` wrote, with its model.
-
-    Raises:
-        StoreError: no index there, or a damaged one.
-    """
-    folder = Path(folder)
-    if not (folder / "model").is_dir():
-        raise StoreError(f"{folder} holds no index; make one with `fusemix index`")
-    return Index.load(folder, FuseMix.load(folder / "model"))
