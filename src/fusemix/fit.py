@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fusemix import durable
-from fusemix.align.adapters import AnyAdapter
+from fusemix.align.adapters import AnyAdapter, Landing
 from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
@@ -26,13 +26,14 @@ from fusemix.training.journal import Journal, Meter, Track
 from fusemix.training.order import Order
 from fusemix.training.run import Run
 from fusemix.training.step import Adapters, Trainer, compiling_pays
-from fusemix.training.validation import Sides, validate, validations
+from fusemix.training.validation import Sides, in_blocks, validate, validations
 
 SAVE_SECONDS = 60.0  # between checkpoints at least
 SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
 DIVERGED = "diverged.json"  # ids of the batch after which nothing was a number, by modality
 TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
+SETTLED = 20_000  # training items at most that say where a landing lies
 TRIAL_PAIRS = 10_000  # of the largest validation that is tried: a few seconds, too
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
@@ -97,6 +98,10 @@ def fit_adapters(
     kept = run.keep_best()
     sides = [side.cpu().eval() for side in run.adapters.sides]
     adapters = dict(zip(train.modalities, sides, strict=True))
+    for modality, side in adapters.items():
+        if isinstance(side, Landing):
+            rows = train[modality].rows
+            side.settle(in_blocks(side.land, rows.take(np.arange(min(len(rows), SETTLED))), torch.device("cpu")))
     return Fitted(
         adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.order.batch_size, run.earlier
     )

@@ -14,6 +14,8 @@ from fusemix.align.augment import GaussianNoise, RandomQuantization
 from fusemix.align.dropout import Dropout
 from fusemix.config import FitConfig
 
+MOST_GAIN = 3.0  # in spread, that a landing is given at the end: what hardly moves is not blown up into noise
+
 
 class Block(nn.Module):
     """One pre-LN residual block of width D."""
@@ -107,6 +109,20 @@ class Landing(Adapter):
         """Take center and spread from mean and deviation (S,) of the training latents of the locked space."""
         self.center.copy_(mean)
         self.spread.copy_(deviation)
+
+    def settle(self, landed: Tensor) -> None:
+        """Give what lands the mean and the spread of the locked space, by one shift and one scale for all of it.
+
+        A squared error is least when a prediction shrinks towards the mean, the more so the less can be predicted; and
+        a generator that is conditioned on what is shorter than all it knows draws something vague.
+
+        Args:
+            landed: (N, S) where the training items land, in float64 or float32.
+        """
+        mean, variance = landed.mean(dim=0), landed.var(dim=0, unbiased=False).sum()
+        gain = (self.spread.square().sum() / variance.clamp(min=1e-12)).sqrt().clamp(1 / MOST_GAIN, MOST_GAIN)
+        self.center.add_(gain * (self.center - mean))
+        self.spread.mul_(gain)
 
     def land(self, latents: Tensor) -> Tensor:
         """Map latents into the locked space, in its own units: (B, D) -> (B, S), float32."""
