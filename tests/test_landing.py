@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fusemix as fm
 from fusemix.align.adapters import Adapter, Landing, Locked
-from fusemix.align.landing import landing_loss
+from fusemix.align.landing import closeness, frechet, landing_loss
 from fusemix.align.losses import info_nce
 from fusemix.errors import DataError
 from fusemix.training.forecast import forecast, step_flops
@@ -177,6 +177,52 @@ def test_a_landing_starts_at_the_mean_of_the_space_and_in_its_deviations():
     assert ((landed.mean(0) - y.mean(0)).abs() < 2 * y.std(0)).all()
     ratio = landed.std(0) / y.std(0)
     assert (ratio > 0.1).all() and (ratio < 2).all()
+
+
+def plain_frechet(x, y):
+    """By the covariances and the root of their product, in float64."""
+    from scipy.linalg import sqrtm
+
+    a, b = np.cov(x.T, bias=True), np.cov(y.T, bias=True)
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * np.real(sqrtm(a @ b)))
+
+
+def test_the_frechet_distance_is_that_of_the_covariances():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 6)), rng.normal(size=(30, 6)) @ rng.normal(size=(6, 6)) + 1
+    assert float(frechet(torch.tensor(x), torch.tensor(y))) == pytest.approx(plain_frechet(x, y), rel=1e-6)
+    assert float(frechet(torch.tensor(x), torch.tensor(x))) == pytest.approx(0, abs=1e-9)
+
+
+def test_closeness_tells_what_shrinks_what_is_moved_and_what_is_right():
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(400, 5, generator=rng, dtype=torch.float64) + 3
+    same, shrunk, moved = (
+        closeness(landed, real) for landed in (real, real.mean(0) + 0.5 * (real - real.mean(0)), real + 10)
+    )
+    assert same.unexplained == 0 and same.length == same.spread == pytest.approx(1)
+    assert same.frechet == pytest.approx(same.floor) and same.floor < 0.05
+    assert shrunk.spread == pytest.approx(0.5) and shrunk.unexplained == pytest.approx(0.25)
+    assert shrunk.frechet > 5 * same.frechet and moved.frechet > 50 and moved.length > 3
+    for unit in (1e-3, 1e3):
+        assert closeness(unit * shrunk_of(real), unit * real).frechet == pytest.approx(shrunk.frechet)
+
+
+def shrunk_of(real):
+    return real.mean(0) + 0.5 * (real - real.mean(0))
+
+
+def test_an_evaluation_says_how_close_a_landing_comes():
+    from fusemix.data.latents import Latents
+
+    model = fm.FuseMix(lock="y", epochs=60).fit(*arrays())
+    test = Latents.from_arrays(**dict(zip("xy", arrays(200, seed=9), strict=True)))
+    found = model.evaluate(test)
+    assert found.closeness is not None and 0 < found.closeness.unexplained < 0.5
+    assert found.closeness.spread == pytest.approx(1, abs=0.2) and found.closeness.length == pytest.approx(1, abs=0.1)
+    assert found.to_dict()["closeness"]["frechet"] == found.closeness.frechet
+    assert "% of the variance unexplained; their length is" in str(found)
+    assert fm.FuseMix(8, epochs=1).fit(*arrays(50)).evaluate(test.take(np.arange(50))).closeness is None
 
 
 def test_a_forecast_counts_the_side_that_is_trained():

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +21,7 @@ from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, choices
-from fusemix.evaluate import Evaluation, chance, score
+from fusemix.evaluate import Evaluation, chance, score, score_landing
 from fusemix.fit import fit_adapters, fit_baselines, foresee, locked
 from fusemix.generation import Draw, Generator, generate
 from fusemix.index import Index
@@ -308,12 +309,15 @@ class FuseMix:
             raise DataError("there are no pairs to evaluate on")
         baselines = {name: score(self._baseline_embed(form), latents) for name, form in self.baselines_.items()}
         retrieval = score(self._embed_tensor, latents)
+        land = partial(self._embed_tensor, land=True)
+        close = score_landing(land, latents, self.locked) if self.config_.lock != "none" else None
         return Evaluation(
             latents.split_name,
             len(latents),
             retrieval,
             {"chance": chance(latents), **baselines},
-            overlap(self.seen_, latents),
+            [*([str(close)] if close else []), *overlap(self.seen_, latents)],
+            close,
         )
 
     def index(self, items: ItemLatents) -> Index:

@@ -6,8 +6,10 @@ the variance of the locked space, which makes it the share of it that is left un
 says the mean, 0 for a perfect one, whatever the units of the space.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,3 +47,59 @@ def landing_loss(
         dist.all_reduce(whole, group=group)
         error = error + (whole - error.detach())  # the value of all ranks, the gradient of this one
     return loss + regression * error / rows
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How close what lands in a locked space is to what is there.
+
+    Attributes:
+        unexplained: squared error to the paired latents as a share of their variance: 0 is perfect, 1 always says the
+            mean. What cannot be predicted counts, too: a generator may still draw well from a landing that is far from
+            its own pair, if it is like a real one.
+        length: mean length of what lands, over that of real latents; 1 is the same.
+        spread: the same of the root of the summed variance.
+        frechet: squared Fréchet distance (arXiv 1706.08500) of what lands for one half of the pairs to the real latents
+            of the other half, as a share of their variance.
+        floor: the same of the real latents of both halves: what as few of them leave by chance.
+    """
+
+    unexplained: float
+    length: float
+    spread: float
+    frechet: float
+    floor: float
+
+    def __str__(self) -> str:
+        return (
+            f"landings leave {100 * self.unexplained:.0f} % of the variance unexplained; their length is "
+            f"{self.length:.2f} and their spread {self.spread:.2f} of real ones; Fréchet distance "
+            f"{self.frechet:.2f} of the variance (real ones among themselves {self.floor:.2f})"
+        )
+
+
+def closeness(landed: Tensor, real: Tensor) -> Closeness:
+    """Compare what landed (N, S) with the real latents (N, S) that are paired with it, four of them at least."""
+    landed, real = landed.double(), real.double()
+    variance = real.var(dim=0, unbiased=False).sum().clamp(min=1e-30)
+    first, second = real[::2], real[1::2]
+    return Closeness(
+        unexplained=float((landed - real).square().sum(dim=1).mean() / variance),
+        length=float(landed.norm(dim=1).mean() / real.norm(dim=1).mean().clamp(min=1e-30)),
+        spread=float((landed.var(dim=0, unbiased=False).sum() / variance).sqrt()),
+        frechet=float(frechet(landed[::2], second) / variance),
+        floor=float(frechet(first, second) / variance),
+    )
+
+
+def frechet(x: Tensor, y: Tensor) -> Tensor:
+    """Squared Fréchet distance of the Gaussians with the means and covariances of x (N, S) and y (M, S).
+
+    The trace of the root of C_x C_y is the sum of the singular values of X Y^T / sqrt(N M), X and Y about their means:
+    no S x S matrix is made, so that a space of sixty thousand dimensions is no trouble.
+    """
+    centred = [side - side.mean(dim=0) for side in (x, y)]
+    traces = [side.square().sum() / len(side) for side in centred]
+    roots = torch.linalg.svdvals(centred[0] @ centred[1].T).sum() / (len(x) * len(y)) ** 0.5
+    distance: Tensor = (x.mean(dim=0) - y.mean(dim=0)).square().sum() + traces[0] + traces[1] - 2 * roots
+    return distance
