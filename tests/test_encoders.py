@@ -125,7 +125,7 @@ def test_a_class_defined_at_a_prompt_is_an_encoder_too():
         (".here:f", "no module '.here'; give module:function"),
         ("FILE:length", "has no function 'length'; found: lengths; did you mean 'lengths'"),
         ("FILE:", "has no function ''; found: lengths"),
-        ("FILE:number", "is a int; wanted a function of a list of items"),
+        ("FILE:number", "is a int; wanted a function"),
     ],
 )
 def test_code_that_is_not_there_is_named(spec, message, tmp_path):

@@ -96,7 +96,7 @@ def test_raw_items_are_encoded_and_embedded(world, model, latents):
     )
     with pytest.raises(DataError, match="missing"):
         model.embed([world / "nothing.png"])
-    with pytest.raises(DataError, match="takes a list of items, got one str"):
+    with pytest.raises(DataError, match="wanted a list of items, got one str"):
         model.embed("red above blue")
     assert model.embed([]).shape == (0, 32)
     with pytest.raises(DataError, match="cannot tell which modality a int is.*image .image., text .text."):

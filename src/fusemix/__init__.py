@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from fusemix.encoders import Encoder, load_encoder
     from fusemix.evaluate import Evaluation
     from fusemix.extraction import extract
+    from fusemix.generation import Generator
     from fusemix.index import Hit, Index
     from fusemix.inspection import Inspection, inspect
     from fusemix.matches import Probe
-    from fusemix.model import FuseMix, open_index
+    from fusemix.model import FuseMix
+    from fusemix.opening import open_index
     from fusemix.probing import probe
     from fusemix.sound import Sound
     from fusemix.studies import study
@@ -28,6 +30,7 @@ _HOME = {
     "Encoder": "fusemix.encoders",
     "Evaluation": "fusemix.evaluate",
     "FuseMix": "fusemix.model",
+    "Generator": "fusemix.generation",
     "Hit": "fusemix.index",
     "Index": "fusemix.index",
     "Inspection": "fusemix.inspection",
@@ -40,7 +43,7 @@ _HOME = {
     "extract": "fusemix.extraction",
     "inspect": "fusemix.inspection",
     "load_encoder": "fusemix.encoders",
-    "open_index": "fusemix.model",
+    "open_index": "fusemix.opening",
     "open_latents": "fusemix.data.latents",
     "probe": "fusemix.probing",
     "read_pairs": "fusemix.data.pairs",
@@ -52,6 +55,7 @@ __all__ = [
     "Encoder",
     "Evaluation",
     "FuseMix",
+    "Generator",
     "Hit",
     "Index",
     "Inspection",

@@ -36,6 +36,7 @@ from fusemix.arguments import (
 )
 from fusemix.errors import DataError, FusemixError, TooManyFailuresError
 from fusemix.verbs.fit import fit
+from fusemix.verbs.generate import generate
 from fusemix.verbs.inspect import inspect
 from fusemix.verbs.probe import probe
 from fusemix.verbs.select import select
@@ -271,6 +272,7 @@ def search(
     show_hits(hits)
 
 
+app.command(epilog="Example: fusemix generate model/ siren.wav -o siren.png --pipeline sd/ -n 4")(generate)
 app.command(epilog="Example: fusemix study latents/ -o study/ --only quantity,diversity")(study)
 
 

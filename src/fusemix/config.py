@@ -9,6 +9,7 @@ from fusemix.errors import DataError, choices
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 MIXINGS = ("shared", "separate", "sample", "spherical")
+LOCKS = ("none", "x", "y")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class FitConfig:
         noise: deviation of Gaussian noise on the latents, in deviations of each dimension (in the latents' own units
             without `standardize`); 0 is none.
         quantize: bins of randomised quantisation (see `align.augment`), at least 2 to leave anything; 0 is none.
+        lock: the side whose latents are the shared space as they are, while the other learns to land in it: "x" or "y";
+            `dim` is then their width. "none" locks neither.
+        regression: weight of the squared error in the loss of a locked fit, see `align.landing`.
         batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved. The pairs of an epoch are
             dealt into equal batches, as near to this as they go.
         epochs: passes over the training pairs.
@@ -52,6 +56,8 @@ class FitConfig:
     mixing: Literal["shared", "separate", "sample", "spherical"]
     noise: float
     quantize: int
+    lock: Literal["none", "x", "y"]
+    regression: float
     batch_size: int
     epochs: int
     lr: float
@@ -69,13 +75,13 @@ class FitConfig:
         for name in ("dim", "expansion", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("depth", "alpha", "noise", "quantize", "warmup_steps", "weight_decay", "patience"):
+        for name in ("depth", "alpha", "noise", "quantize", "regression", "warmup_steps", "weight_decay", "patience"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
-        for name, known in (("mixing", MIXINGS), ("precision", PRECISIONS)):
+        for name, known in (("mixing", MIXINGS), ("lock", LOCKS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise DataError(f"no {name} {getattr(self, name)!r} for a fit; {choices(getattr(self, name), known)}")
         if not self.lr > 0:
@@ -116,8 +122,9 @@ def paper(seed: int) -> FitConfig:
     """
     return FitConfig(
         dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared", noise=0.0,
-        quantize=0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1,
-        temperature=0.07, standardize=False, patience=0, precision="auto", seed=seed,
+        quantize=0, lock="none", regression=1.0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
+        schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0, precision="auto",
+        seed=seed,
     )  # fmt: skip
 
 
@@ -148,7 +155,7 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
     epochs = min(max(round(steps * loaded / max(pairs, 1)), 10), 200)
     return FitConfig(
         dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
-        input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, batch_size=batch_size, epochs=epochs,
-        lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1, temperature=0.07, standardize=True, patience=0,
-        precision="auto", seed=seed,
+        input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0,
+        batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1,
+        temperature=0.07, standardize=True, patience=0, precision="auto", seed=seed,
     )  # fmt: skip

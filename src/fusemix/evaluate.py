@@ -1,12 +1,13 @@
 """Evaluation that says what it measured: recall both ways with intervals and counts, beside chance, ridge and CCA."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fusemix.align.landing import Closeness, closeness
 from fusemix.align.metrics import (
     CUTOFFS,
     Relevance,
@@ -18,10 +19,11 @@ from fusemix.align.metrics import (
     recall_at,
 )
 from fusemix.data.latents import Latents
-from fusemix.data.rows import LatentRows
 
-Embed = Callable[[str, LatentRows], Tensor]
-"""Maps (modality, latents (N, D)) to embeddings (N, S), unit norm."""
+Embed = Callable[[str, Any], Tensor]
+"""Maps (modality, latents (N, D), LatentRows or a tensor) to embeddings (N, S), unit norm."""
+
+LANDINGS = 2000
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Evaluation:
         retrieval: scores of the model, by direction such as "text->image".
         baselines: the same for "chance", "ridge" and "cca".
         notes: what a reader must know before believing the numbers.
+        closeness: of what lands in a locked space; None where none is locked.
     """
 
     split: str
@@ -68,6 +71,7 @@ class Evaluation:
     retrieval: dict[str, Scores]
     baselines: dict[str, dict[str, Scores]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    closeness: Closeness | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -79,6 +83,7 @@ class Evaluation:
                 name: {way: scores.to_dict() for way, scores in ways.items()} for name, ways in self.baselines.items()
             },
             "notes": self.notes,
+            **({} if self.closeness is None else {"closeness": asdict(self.closeness)}),
         }
 
     def table(self) -> list[list[str]]:
@@ -151,6 +156,22 @@ def _score_one_way(
         median_rank=float(np.median(ranks)),
         mean_ap=float(average_precisions(queries, gallery, relevance).mean()),
     )
+
+
+def score_landing(land: Embed, latents: Latents, locked: str) -> Closeness | None:
+    """Compare what lands in a locked space with the latents that it is paired with, on 2,000 pairs at most.
+
+    Args:
+        land: maps (modality, latents (N, D)) into the locked space.
+        latents: the pairs to measure on; of fewer than four nothing can be said.
+        locked: the modality whose latents the space is made of.
+    """
+    if len(latents) < 4:
+        return None
+    free = next(name for name in latents.modalities if name != locked)
+    some = np.unique(np.linspace(0, len(latents) - 1, LANDINGS).round().astype(np.int64))
+    landed, real = (land(name, latents.items[name].rows.take(latents.rows[name][some])) for name in (free, locked))
+    return closeness(landed, real)
 
 
 def chance(latents: Latents) -> dict[str, Scores]:

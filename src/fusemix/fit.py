@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fusemix import durable
-from fusemix.align.adapters import Adapter
+from fusemix.align.adapters import AnyAdapter, Landing
+from fusemix.align.closed_form import ClosedForm, fit_closed_forms
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
-from fusemix.errors import DivergedError
+from fusemix.errors import DataError, DivergedError, choices
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.feed import fits
@@ -25,13 +26,14 @@ from fusemix.training.journal import Journal, Meter, Track
 from fusemix.training.order import Order
 from fusemix.training.run import Run
 from fusemix.training.step import Adapters, Trainer, compiling_pays
-from fusemix.training.validation import Sides, validate, validations
+from fusemix.training.validation import Sides, in_blocks, validate, validations
 
 SAVE_SECONDS = 60.0  # between checkpoints at least
 SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
 DIVERGED = "diverged.json"  # ids of the batch after which nothing was a number, by modality
 TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
+SETTLED = 20_000  # training items at most that say where a landing lies
 TRIAL_PAIRS = 10_000  # of the largest validation that is tried: a few seconds, too
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
@@ -50,7 +52,7 @@ class Fitted:
         earlier: seconds of the steps that were done before an interruption.
     """
 
-    adapters: dict[str, Adapter]
+    adapters: dict[str, AnyAdapter]
     temperature: float
     history: list[dict[str, float]]
     best_epoch: int
@@ -96,6 +98,10 @@ def fit_adapters(
     kept = run.keep_best()
     sides = [side.cpu().eval() for side in run.adapters.sides]
     adapters = dict(zip(train.modalities, sides, strict=True))
+    for modality, side in adapters.items():
+        if isinstance(side, Landing):
+            rows = train[modality].rows
+            side.settle(in_blocks(side.land, rows.take(np.arange(min(len(rows), SETTLED))), torch.device("cpu")))
     return Fitted(
         adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.order.batch_size, run.earlier
     )
@@ -161,6 +167,38 @@ def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latent
     )
 
 
+def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | None) -> FitConfig:
+    """Return the settings of a fit into the latents of one modality, whose width the shared space then has.
+
+    Args:
+        config: all other settings.
+        train: the pairs.
+        modality: what to lock; None leaves the settings as they are.
+        dim: width of the shared space that was asked for, if any.
+
+    Raises:
+        DataError: no such modality, or another width.
+    """
+    if modality is None:
+        return config
+    if modality not in train.modalities:
+        raise DataError(f"lock={modality!r}: no such modality; {choices(modality, train.modalities)}")
+    width = train.items[modality].rows.shape[1]
+    if dim not in (None, width):
+        raise DataError(f"lock={modality!r} makes the shared space {width} wide, dim={dim} contradicts: leave dim out")
+    return config.changed({"lock": "xy"[train.modalities.index(modality)], "dim": width})
+
+
+def fit_baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
+    """Fit ridge and CCA on the same pairs."""
+    progress("fit baselines", 0, 1)
+    x, y = (train.items[name].rows for name in train.modalities)
+    rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
+    forms = fit_closed_forms(x, y, rows, train.groups, seed)
+    progress("fit baselines", 1, 1)
+    return forms
+
+
 def _time_step(trainer: Trainer, batch: list[Tensor]) -> tuple[float, float]:
     """Return the seconds of the gradients and of the update."""
     marks = [time.perf_counter()]
@@ -187,7 +225,7 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
     journal = Journal(out if first else None, run.step, run.history, track if first else None)
     trainer, steps = run.trainer, run.order.steps
     limit = matmul_rate(trainer.device, trainer.precision) * run.world if out is not None else 0.0
-    flops = step_flops(run.config, trainer.dims, run.order.batch_size, kept_on(trainer.device))
+    flops = step_flops(run.config, trainer.adapters.dims, run.order.batch_size, kept_on(trainer.device))
     meter = Meter(run.order.size, flops, limit)
     every = 1 if trainer.device.type == "cpu" else LOOK_STEPS
     saved, cost, note = time.monotonic(), 0.0, ""

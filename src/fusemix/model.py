@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -9,18 +10,20 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from PIL.Image import Image
 from torch import Tensor
 
-from fusemix.align.adapters import Adapter
-from fusemix.align.closed_form import ClosedForm, fit_closed_forms
+from fusemix.align.adapters import AnyAdapter
+from fusemix.align.closed_form import ClosedForm
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
-from fusemix.errors import DataError, MismatchError, NotFittedError, StoreError, choices
-from fusemix.evaluate import Evaluation, chance, score
-from fusemix.fit import fit_adapters, foresee
+from fusemix.errors import DataError, MismatchError, NotFittedError, choices
+from fusemix.evaluate import Evaluation, chance, score, score_landing
+from fusemix.fit import fit_adapters, fit_baselines, foresee, locked
+from fusemix.generation import Draw, Generator, generate
 from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
@@ -32,10 +35,10 @@ from fusemix.training.checks import check_validation
 from fusemix.training.device import find_device
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
-from fusemix.training.validation import embed
+from fusemix.training.validation import embed, in_blocks
 
 SETTINGS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "patience", "precision")
-PARAMETERS = (*SETTINGS, "settings", "recipe", "seed", "device")
+PARAMETERS = (*SETTINGS, "lock", "settings", "recipe", "seed", "device")
 
 
 class FuseMix:
@@ -53,6 +56,8 @@ class FuseMix:
         lr: peak learning rate.
         patience: stop when so many validations in a row brought no gain; 0 never stops early.
         precision: "float32", "bfloat16", or "auto", what the device multiplies fastest natively.
+        lock: a modality whose latents are the shared space as they are, bit for bit; the other one learns to land in
+            it, and can then condition what was made for these latents, see `condition`. None locks neither.
         settings: any others of `config.FitConfig` by name, such as {"noise": 0.5, "mixing": "sample"}.
         recipe: "scaled" sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the
             released run (`config.paper`).
@@ -72,7 +77,7 @@ class FuseMix:
     """
 
     modalities_: tuple[str, str]
-    adapters_: dict[str, Adapter]
+    adapters_: dict[str, AnyAdapter]
     config_: FitConfig
     history_: list[dict[str, float]]
     baselines_: dict[str, ClosedForm]
@@ -82,22 +87,11 @@ class FuseMix:
     canaries_: dict[str, Tensor]
 
     def __init__(
-        self,
-        dim: int | None = None,
-        *,
-        depth: int | None = None,
-        dropout: float | None = None,
-        alpha: float | None = None,
-        batch_size: int | None = None,
-        epochs: int | None = None,
-        lr: float | None = None,
-        patience: int | None = None,
-        precision: str | None = None,
-        settings: dict[str, Any] | None = None,
-        recipe: str = "scaled",
-        seed: int = 0,
-        device: str | None = None,
-    ) -> None:
+        self, dim: int | None = None, *, depth: int | None = None, dropout: float | None = None,
+        alpha: float | None = None, batch_size: int | None = None, epochs: int | None = None, lr: float | None = None,
+        patience: int | None = None, precision: str | None = None, lock: str | None = None,
+        settings: dict[str, Any] | None = None, recipe: str = "scaled", seed: int = 0, device: str | None = None,
+    ) -> None:  # fmt: skip
         self.dim = dim
         self.depth = depth
         self.dropout = dropout
@@ -107,6 +101,7 @@ class FuseMix:
         self.lr = lr
         self.patience = patience
         self.precision = precision
+        self.lock = lock
         self.settings = settings
         self.recipe = recipe
         self.seed = seed
@@ -181,7 +176,7 @@ class FuseMix:
         folder = Path(out) if out is not None else None
         if folder is not None:
             claim(folder)
-        config = self.config(len(train))
+        config = locked(self.config(len(train)), train, self.lock, self.dim)
         fitted = fit_adapters(train, val, config, find_device(self.device), progress, out=folder, track=track)
         first, second = train.modalities
         self.modalities_ = (first, second)
@@ -190,7 +185,7 @@ class FuseMix:
         self.sides_ = {name: Side.of(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
-        self.baselines_ = _baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
+        self.baselines_ = fit_baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
         self.seen_ = note_seen(train, val)
         self.facts_ = {
             "pairs": len(train),
@@ -217,7 +212,8 @@ class FuseMix:
         """
         if val is not None:
             check_validation(train, val)
-        return foresee(train, self.config(len(train)), find_device(self.device), val)
+        config = locked(self.config(len(train)), train, self.lock, self.dim)
+        return foresee(train, config, find_device(self.device), val)
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""
@@ -250,12 +246,37 @@ class FuseMix:
             EncoderError: the encoder does not load, or only by running code that a folder names.
             MismatchError: the encoder is not the one that the model was fitted on.
         """
-        if isinstance(items, (str, Path)):
-            raise DataError(f"embed takes a list of items, got one {type(items).__name__}: embed([...])")
-        if not len(items):
-            return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
-        modality = modality or modality_of(items[0], self._fitted().sides_)
-        return self.embed_latents(modality, self._query_encoder(modality).encode(items))
+        return self._encoded(items, modality, self.embed_latents)
+
+    @property
+    def locked(self) -> str:
+        """The modality whose latents are the shared space; a DataError where none was locked."""
+        if self._fitted().config_.lock == "none":
+            raise DataError("no modality of this model is locked; fit one with FuseMix(lock=...) or `fit --lock`")
+        return self.modalities_["xy".index(self.config_.lock)]
+
+    def condition_latents(self, modality: str, latents: ArrayLike | Tensor) -> NDArray[np.float32]:
+        """Bring latents (N, D) into the locked space, in its own units: (N, S). Those of the locked modality stay.
+
+        Raises:
+            DataError: no modality of this model was locked.
+        """
+        assert self.locked in self.modalities_
+        landed: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), land=True).numpy()
+        return landed
+
+    def condition(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
+        """Encode raw items and bring them into the locked space: (n, S). Arguments and errors as of `embed`."""
+        return self._encoded(items, modality, self.condition_latents)
+
+    def generate(
+        self, items: Sequence[Any], generator: str | Generator | Draw, modality: str | None = None, *, n: int = 1,
+        seed: int = 0, steps: int | None = None, guidance: float | None = None, progress: Progress = silent,
+    ) -> list[list[Image]]:  # fmt: skip
+        """Draw n pictures for each raw item with a generator that the locked space conditions, see `generation`."""
+        conditions = self.condition(items, modality)
+        side = self.sides_[self.locked]
+        return generate(generator, side.kind, side.encoder, conditions, n, seed, steps, guidance, progress)
 
     def encoder(self, modality: str) -> Encoder:
         """Return the frozen encoder of a modality, loaded on first use and held to the model's fingerprint."""
@@ -288,12 +309,15 @@ class FuseMix:
             raise DataError("there are no pairs to evaluate on")
         baselines = {name: score(self._baseline_embed(form), latents) for name, form in self.baselines_.items()}
         retrieval = score(self._embed_tensor, latents)
+        land = partial(self._embed_tensor, land=True)
+        close = score_landing(land, latents, self.locked) if self.config_.lock != "none" else None
         return Evaluation(
             latents.split_name,
             len(latents),
             retrieval,
             {"chance": chance(latents), **baselines},
-            overlap(self.seen_, latents),
+            [*([str(close)] if close else []), *overlap(self.seen_, latents)],
+            close,
         )
 
     def index(self, items: ItemLatents) -> Index:
@@ -306,17 +330,9 @@ class FuseMix:
         """Write the model as a folder, see `state`."""
         self._fitted()
         state = State(
-            self.get_params(),
-            self.modalities_,
-            self.sides_,
-            self.config_,
-            self.adapters_,
-            self.baselines_,
-            self.history_,
-            self.facts_,
-            self.seen_,
-            self.canaries_,
-        )
+            self.get_params(), self.modalities_, self.sides_, self.config_, self.adapters_, self.baselines_,
+            self.history_, self.facts_, self.seen_, self.canaries_,
+        )  # fmt: skip
         state.save(Path(folder))
         checkpoint.clear(Path(folder))
 
@@ -351,6 +367,16 @@ class FuseMix:
             self._query_encoders[modality] = QueryEncoder(modality, self._side(modality), self.canaries_.get(modality))
         return self._query_encoders[modality]
 
+    def _encoded(self, items: Sequence[Any], modality: str | None, follow: Any) -> NDArray[np.float32]:
+        """Encode raw items, then do something with the latents."""
+        if isinstance(items, (str, Path)):
+            raise DataError(f"wanted a list of items, got one {type(items).__name__}: put it in brackets")
+        if not len(items):
+            return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
+        modality = modality or modality_of(items[0], self._fitted().sides_)
+        found: NDArray[np.float32] = follow(modality, self._query_encoder(modality).encode(items))
+        return found
+
     def _check(self, latents: Latents) -> None:
         """Refuse latents that are not of this model's encoders."""
         if set(latents.modalities) != set(self.modalities_):
@@ -361,34 +387,14 @@ class FuseMix:
         for items in latents.items.values():
             self._side(items.modality).check(items)
 
-    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows) -> Tensor:
-        """(N, D) -> (N, S) on the CPU, in blocks."""
+    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows, land: bool = False) -> Tensor:
+        """(N, D) -> (N, S) on the CPU, in blocks; unit norm, unless it is to land in a locked space."""
         dim = self._side(modality).dim
         if len(latents.shape) != 2 or latents.shape[1] != dim:
             raise DataError(f"{modality}: wanted latents of shape (N, {dim}), got {tuple(latents.shape)}")
-        return embed(self.adapters_[modality], latents)
+        adapter = self.adapters_[modality]
+        return in_blocks(adapter.land, latents, torch.device("cpu")) if land else embed(adapter, latents)
 
     def _baseline_embed(self, form: ClosedForm) -> Any:
         maps = dict(zip(self.modalities_, (form.embed_x, form.embed_y), strict=True))
         return lambda modality, rows: torch.cat([maps[modality](block) for block in rows.blocks()])
-
-
-def open_index(folder: str | Path) -> Index:
-    """Open an index that `Index.save` wrote, with its model.
-
-    Raises:
-        StoreError: no index there, or a damaged one.
-    """
-    folder = Path(folder)
-    if not (folder / "model").is_dir():
-        raise StoreError(f"{folder} holds no index; make one with `fusemix index`")
-    return Index.load(folder, FuseMix.load(folder / "model"))
-
-
-def _baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
-    progress("fit baselines", 0, 1)
-    x, y = (train.items[name].rows for name in train.modalities)
-    rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
-    forms = fit_closed_forms(x, y, rows, train.groups, seed)
-    progress("fit baselines", 1, 1)
-    return forms

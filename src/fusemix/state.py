@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fusemix import durable
-from fusemix.align.adapters import Adapter
+from fusemix.align.adapters import AnyAdapter, make_adapters
 from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm
 from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError
 
-FORMAT = "fusemix-model-4"
+FORMAT = "fusemix-model-5"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class State:
     modalities: tuple[str, str]
     sides: dict[str, Side]
     config: FitConfig
-    adapters: dict[str, Adapter]
+    adapters: dict[str, AnyAdapter]
     baselines: dict[str, ClosedForm]
     history: list[dict[str, float]]
     facts: dict[str, Any]
@@ -119,7 +119,8 @@ class State:
             config = FitConfig.from_dict(saved["config"])
             sides = {name: Side(**side) for name, side in saved["sides"].items()}
             weights = load_file(folder / "adapters.safetensors")
-            adapters = {name: Adapter(side.dim, config).eval() for name, side in sides.items()}
+            made = make_adapters([sides[name].dim for name in saved["modalities"]], config)
+            adapters = {name: each.eval() for name, each in zip(saved["modalities"], made, strict=True)}
             for name, adapter in adapters.items():
                 adapter.load_state_dict(_part(weights, name), strict=True)
             maps = load_file(folder / "baselines.safetensors")

@@ -4,6 +4,8 @@ Residual inverted-bottleneck MLP as in the released code (arXiv 2312.10144, sect
 x <- x + W2 dropout(gelu(W1 LN(x))) of width D and inner width 4D, then LN and a linear map to S, then unit norm.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 from fusemix.align.augment import GaussianNoise, RandomQuantization
 from fusemix.align.dropout import Dropout
 from fusemix.config import FitConfig
+
+MOST_GAIN = 3.0  # in spread, that a landing is given at the end: what hardly moves is not blown up into noise
 
 
 class Block(nn.Module):
@@ -29,10 +33,10 @@ class Block(nn.Module):
         return x + residual
 
 
-class Adapter(nn.Module):
-    """Latents (B, D) to unit-norm embeddings (B, S).
+class AnyAdapter(nn.Module):
+    """What takes the latents (B, D) of one side into the shared space.
 
-    The buffers `shift` and `scale` standardise the latents when the config asks for it (0 and 1 otherwise). They are
+    They are shifted and scaled by the buffers `shift` and `scale`: 0 and 1 unless `standardize` sets them. That is
     affine, and the weights of a mix sum to one, so it makes no difference whether latents are standardised before or
     after they are mixed: FuseMix still mixes raw latents.
     """
@@ -40,16 +44,10 @@ class Adapter(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, config: FitConfig) -> None:
+    def __init__(self, latent_dim: int) -> None:
         super().__init__()
         self.register_buffer("shift", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
-        self.augment = nn.Sequential(
-            RandomQuantization(config.quantize), GaussianNoise(config.noise), Dropout(config.input_dropout)
-        )
-        self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(latent_dim)
-        self.project = nn.Linear(latent_dim, config.dim)
 
     def standardize(self, mean: Tensor, deviation: Tensor) -> None:
         """Take shift and scale from mean and deviation (D,) of the training latents, one row per distinct item.
@@ -61,8 +59,90 @@ class Adapter(nn.Module):
         self.shift.copy_(mean)
         self.scale.copy_(1 / torch.maximum(deviation, floor))
 
+    def land(self, latents: Tensor) -> Tensor:
+        """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32."""
+        raise NotImplementedError
+
     def forward(self, latents: Tensor) -> Tensor:
         """Embed latents: (B, D) -> (B, S), unit norm."""
+        return F.normalize(self.land(latents), dim=-1)
+
+
+class Adapter(AnyAdapter):
+    """The trained network of one side."""
+
+    def __init__(self, latent_dim: int, config: FitConfig) -> None:
+        super().__init__(latent_dim)
+        self.augment = nn.Sequential(
+            RandomQuantization(config.quantize), GaussianNoise(config.noise), Dropout(config.input_dropout)
+        )
+        self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(latent_dim)
+        self.project = nn.Linear(latent_dim, config.dim)
+
+    def land(self, latents: Tensor) -> Tensor:
+        """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32.
+
+        Lengths are float32 also under autocast: half precision loses small ones.
+        """
         x = self.blocks(self.augment((latents - self.shift) * self.scale))
-        # Lengths are float32 also under autocast: half precision loses small ones.
-        return F.normalize(self.project(self.norm(x)).float(), dim=-1)
+        landed: Tensor = self.project(self.norm(x)).float()
+        return landed
+
+
+class Landing(Adapter):
+    """An adapter into a locked space, in whose units it speaks.
+
+    Attributes:
+        center, spread: (S,) mean and deviation of the latents of the locked space.
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, latent_dim: int, config: FitConfig) -> None:
+        super().__init__(latent_dim, config)
+        self.register_buffer("center", torch.zeros(config.dim))
+        self.register_buffer("spread", torch.ones(config.dim))
+
+    def aim(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take center and spread from mean and deviation (S,) of the training latents of the locked space."""
+        self.center.copy_(mean)
+        self.spread.copy_(deviation)
+
+    def settle(self, landed: Tensor) -> None:
+        """Give what lands the mean and the spread of the locked space, by one shift and one scale for all of it.
+
+        A squared error is least when a prediction shrinks towards the mean, the more so the less can be predicted; and
+        a generator that is conditioned on what is shorter than all it knows draws something vague.
+
+        Args:
+            landed: (N, S) where the training items land, in float64 or float32.
+        """
+        mean, variance = landed.mean(dim=0), landed.var(dim=0, unbiased=False).sum()
+        gain = (self.spread.square().sum() / variance.clamp(min=1e-12)).sqrt().clamp(1 / MOST_GAIN, MOST_GAIN)
+        self.center.add_(gain * (self.center - mean))
+        self.spread.mul_(gain)
+
+    def land(self, latents: Tensor) -> Tensor:
+        """Map latents into the locked space, in its own units: (B, D) -> (B, S), float32."""
+        return self.center + self.spread * super().land(latents)
+
+
+class Locked(AnyAdapter):
+    """The side that is locked: its latents are the shared space, and nothing is trained."""
+
+    def land(self, latents: Tensor) -> Tensor:
+        """Return the latents as they are, float32."""
+        return latents.float()
+
+
+def make_adapters(dims: Sequence[int], config: FitConfig) -> list[AnyAdapter]:
+    """Return the adapters of both sides, untrained.
+
+    Args:
+        dims: widths of the latents x and y.
+        config: all settings; `lock` says which side stays as it is.
+    """
+    free = Adapter if config.lock == "none" else Landing
+    return [Locked(dim) if side == config.lock else free(dim, config) for side, dim in zip("xy", dims, strict=True)]

@@ -9,7 +9,7 @@ from fusemix.errors import EncoderError
 
 __all__ = ["Encoder", "absolute", "encode_batch", "load_encoder", "runs_code", "takes_pooling"]
 
-LIBRARIES = ("timm:", "open_clip:")  # prefixes that name a library's model, not code of the user
+LIBRARIES = ("timm:", "open_clip:", "diffusers:")  # prefixes that name a library's model, not code of the user
 # What an encoder may take besides the items themselves: the file, and of a video its sound track.
 ALSO = {"audio": ("file",), "video": ("file", "audio")}
 
@@ -21,16 +21,16 @@ def load_encoder(
 
     Args:
         spec: a transformers or sentence-transformers folder, or a hub id, perhaps `id@revision`; `timm:NAME`;
-            `open_clip:MODEL/PRETRAINED`; a `.onnx` file or a folder with one; "hog" or "minilm"; `module:function` or
-            `file.py:function`; several of these joined by `+`, whose latents are put side by side; a callable on a
-            list of items; or an object that already is an Encoder.
+            `open_clip:MODEL/PRETRAINED`; `diffusers:PIPELINE`, what conditions that pipeline; a `.onnx` file or folder
+            with one; "hog" or "minilm"; `module:function` or `file.py:function`; several of these joined by `+`, whose
+            latents are put side by side; a callable on a list of items; or an object that already is an Encoder.
         kind: of the raw items, see `data.pairs.Kind`. Videos go through an image encoder frame by frame, or through
             an audio encoder by their sound track.
         pooling: "cls", "mean", "cls+mean", "last" or "pooler", of transformers models, and of one of their layers
             "mean@-2", counted from the end, or "mean@6"; None is what they were made for. A fingerprint has it as
             "pooling".
-        precision: "float32", "bfloat16" or "float16", of transformers models; None chooses by the device. A fingerprint
-            has it as "dtype". Encoders without such a choice are what they are.
+        precision: "float32", "bfloat16" or "float16", of transformers models and pipelines; None chooses by the
+            device. A fingerprint has it as "dtype". Encoders without such a choice are what they are.
 
     Raises:
         EncoderError: nothing of that name, it does not load, it has no such choice, or it takes items of another kind.
@@ -124,11 +124,11 @@ def _load_one(
         from fusemix.encoders.function import load_function
 
         return load_function(spec)
-    library = _load_library(spec, "image" if kind == "video" else kind, pooling)
+    library = _load_library(spec, "image" if kind == "video" else kind, pooling, precision)
     return library or _load_transformers(spec, kind, pooling, precision)
 
 
-def _load_library(spec: str, kind: str, pooling: str | None) -> Encoder | None:
+def _load_library(spec: str, kind: str, pooling: str | None, precision: str | None) -> Encoder | None:
     """Load a model of another library than transformers; None if the spec names none."""
     library, _, name = spec.partition(":")
     if library == "timm" and name:
@@ -139,6 +139,10 @@ def _load_library(spec: str, kind: str, pooling: str | None) -> Encoder | None:
         from fusemix.encoders.open_clip_models import OpenClipEncoder
 
         return OpenClipEncoder(name, kind)
+    if library == "diffusers" and name:
+        from fusemix.encoders.conditioning import ConditioningEncoder
+
+        return ConditioningEncoder(name, kind, precision)
     if spec.endswith(".onnx") or _is_onnx_folder(Path(spec)):
         from fusemix.encoders.onnx_models import OnnxEncoder
 

@@ -185,7 +185,12 @@ def _places_of_none(rows: Any) -> list[int]:
 
 
 def load_function(spec: str) -> FunctionEncoder:
-    """Load `module:function` or `path/to/file.py:function`.
+    """Load `module:function` or `path/to/file.py:function` as an encoder, see `find_function`."""
+    return FunctionEncoder(find_function(spec), spec)
+
+
+def find_function(spec: str) -> Callable[..., Any]:
+    """Find `module:function` or `path/to/file.py:function`.
 
     This runs the module, so it is only ever done for a user who typed its name.
 
@@ -199,8 +204,9 @@ def load_function(spec: str) -> FunctionEncoder:
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise EncoderError(f"{place} has no function {name!r}; {choices(name, public)}")
     if not callable(function):
-        raise EncoderError(f"{spec} is a {type(function).__name__}; wanted a function of a list of items")
-    return FunctionEncoder(function, spec)
+        raise EncoderError(f"{spec} is a {type(function).__name__}; wanted a function")
+    found: Callable[..., Any] = function
+    return found
 
 
 def _load_file(path: Path) -> Any:

@@ -49,21 +49,23 @@ class Checkpoint:
         place: full path of a folder, so that it is found from anywhere, or a hub id.
         revision: branch, tag or commit of a hub id; None is its main branch.
         subfolder: part of the place that holds the model.
+        main: the file that makes it a model.
     """
 
     place: str
     revision: str | None = None
     subfolder: str = ""
+    main: str = "config.json"
 
     @classmethod
-    def of(cls, spec: str) -> "Checkpoint":
+    def of(cls, spec: str, main: str = "config.json") -> "Checkpoint":
         """Read a folder, a hub id or `id@revision`.
 
         Raises:
             EncoderError: a revision of a folder, or neither a folder nor a model of the hub.
         """
         if Path(spec).is_dir():
-            return cls(str(Path(spec).resolve()))
+            return cls(str(Path(spec).resolve()), main=main)
         near = get_close_matches(spec, OFFLINE)
         if near:
             raise EncoderError(f"no encoder {spec!r}; did you mean {near[0]!r}? (an encoder is {FORMS_OF_SPEC})")
@@ -72,8 +74,8 @@ class Checkpoint:
             raise EncoderError(
                 f"{place!r} is a folder, which has no revision {revision!r}; only hub ids have revisions"
             )
-        found = cls(place, revision or None)
-        if found.find("config.json") is None:
+        found = cls(place, revision or None, main=main)
+        if found.find(main) is None:
             raise EncoderError(
                 f"no encoder {spec!r}: no such folder in {Path.cwd()}, and no such model on the hub (or the hub was "
                 f"not reached, and the model is not in its cache); an encoder is {FORMS_OF_SPEC}"
@@ -99,7 +101,7 @@ class Checkpoint:
     @property
     def commit(self) -> str | None:
         """The commit that a hub id stands for today; None for a folder."""
-        path = None if self.is_folder else self.find("config.json")
+        path = None if self.is_folder else self.find(self.main)
         found = re.search(r"snapshots/([0-9a-f]{40})/", path.as_posix()) if path else None
         return found[1] if found else None
 

@@ -106,7 +106,7 @@ def forecast(
         epochs=config.epochs,
         steps_per_epoch=steps,
         steps=steps * config.epochs,
-        parameters=sum(_sizes(config, dim)[1] for dim in dims),
+        parameters=sum(_sizes(config, dim)[1] for dim in _trained(config, dims)),
         flops_per_step=flops,
         flops=total,
         latent_bytes=sum(side.rows.nbytes for side in sides),
@@ -137,7 +137,7 @@ def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = K
         batch: B, mixed pairs.
         kept: bytes of logits up to which the loss keeps them from its forward pass, see `kept_on`.
     """
-    weights = sum(_sizes(config, dim)[0] for dim in dims)
+    weights = sum(_sizes(config, dim)[0] for dim in _trained(config, dims))
     return 6.0 * weights * batch + (6.0 if 4 * batch**2 <= kept else 8.0) * batch**2 * config.dim
 
 
@@ -155,7 +155,8 @@ def memory(
             are float32 always.
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
-    weights = 4 * sum(_sizes(config, dim)[1] for dim in dims)
+    trained = _trained(config, dims)
+    weights = 4 * sum(_sizes(config, dim)[1] for dim in trained)
     logits = 4 * batch**2 if 4 * batch**2 <= kept else WEIGHTS_CHUNK * number * batch
     return {
         "weights": weights,
@@ -163,9 +164,9 @@ def memory(
         "AdamW moments": 2 * weights,
         "best weights": weights,
         "batch": 4 * batch * sum(dims),
-        "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in dims),
+        "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in trained),
         # The backward pass holds the gradient of an inner layer as it came and as it goes on.
-        "passing gradients": 2 * number * batch * config.expansion * max(dims) * min(config.depth, 1),
+        "passing gradients": 2 * number * batch * config.expansion * max(trained) * min(config.depth, 1),
         "loss": logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
     }
 
@@ -213,6 +214,11 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     while sum(seconds) < MEASURED_SECONDS or len(seconds) < 3:
         seconds.append(sample())
     return count * 2.0 * rows * width * inner / min(seconds)  # the fastest: what else ran is no limit of the device
+
+
+def _trained(config: FitConfig, dims: Sequence[int]) -> list[int]:
+    """Return the widths of the latents that have a trained adapter."""
+    return [dim for side, dim in zip("xy", dims, strict=True) if side != config.lock]
 
 
 def _sizes(config: FitConfig, dim: int) -> tuple[int, int]:

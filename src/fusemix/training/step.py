@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from fusemix.align.adapters import Adapter, Block
+from fusemix.align.adapters import AnyAdapter, Block, Landing, Locked, make_adapters
 from fusemix.align.capability import runs_triton
+from fusemix.align.landing import landing_loss
 from fusemix.align.losses import info_nce
 from fusemix.config import FitConfig
 from fusemix.errors import FusemixError
@@ -27,15 +28,20 @@ COMPILE_FLOPS = 1e16
 
 
 class Adapters(nn.Module):
-    """The two adapters, separate and unshared, and the temperature."""
+    """The two adapters, separate and unshared, and the temperature.
+
+    Attributes:
+        dims: widths of the latents x and y.
+    """
 
     def __init__(self, dims: Sequence[int], config: FitConfig) -> None:
         super().__init__()
-        self.x, self.y = (Adapter(dim, config) for dim in dims)
+        self.dims = list(dims)
+        self.x, self.y = make_adapters(dims, config)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
     @property
-    def sides(self) -> tuple[Adapter, Adapter]:
+    def sides(self) -> tuple[AnyAdapter, AnyAdapter]:
         """Both adapters."""
         return self.x, self.y
 
@@ -45,12 +51,13 @@ class Trainer:
 
     Attributes:
         adapters: what is trained.
-        dims: latent dim of x and of y.
         optimizer: AdamW.
         precision: of the matrix products.
         loss_precision: of those in the loss. On CUDA they are a tenth of a step, and in float32 would be most of it;
-            elsewhere the loss multiplies in float32.
-        forwards: the adapters as they are called, compiled or not.
+            elsewhere, and in a locked space, the loss multiplies in float32.
+        landing: the adapter that learns to land in a locked space; None where none is locked.
+        plain: the adapters as functions: to unit norm, or, of a locked fit, into the locked space.
+        forwards: the same as they are called, compiled or not.
         piece: rows that go through an adapter at once. The loss always sees the whole batch.
         recompute: embed every piece twice, once for the loss and once for its gradient (GradCache, arXiv 2101.06983),
             so that only one piece's activations are held: a third more work, and the answer to a full memory.
@@ -63,13 +70,15 @@ class Trainer:
         self.adapters, self.config, self.device = adapters, config, device
         self.rank, self.group = rank, group
         self.precision = choose_precision(config.precision, device)
-        self.loss_precision = self.precision if device.type == "cuda" else torch.float32
+        self.landing = next((side for side in adapters.sides if isinstance(side, Landing)), None)
+        fast = device.type == "cuda" and self.landing is None  # lengths count in a locked space
+        self.loss_precision = self.precision if fast else torch.float32
         self.optimizer = _optimizer(adapters, config)
-        self.dims = [len(side.shift) for side in adapters.sides]
-        self.piece = max(SMALLEST_PIECE, int(PIECE_FLOPS / step_flops(config, self.dims, 1)))
+        self.piece = max(SMALLEST_PIECE, int(PIECE_FLOPS / step_flops(config, adapters.dims, 1)))
         if device.type == "cuda":
             self.piece = config.batch_size * 2
-        self.forwards: list[Any] = [torch.compile(side) if compiled else side for side in adapters.sides]
+        self.plain: list[Any] = [side if config.lock == "none" else side.land for side in adapters.sides]
+        self.forwards: list[Any] = [torch.compile(side) if compiled else side for side in self.plain]
         blocks = [module for module in adapters.modules() if isinstance(module, Block)] if device.type == "cpu" else []
         self._hooks = [block.register_forward_hook(_let_python_in) for block in blocks]
         self.recompute = False
@@ -128,9 +137,11 @@ class Trainer:
     def _backward(self, step: int, batch: Sequence[Tensor], parts: list[list[Tensor]]) -> Tensor:
         """Take the loss of the whole batch and bring its gradient back through every piece."""
         embedded = [torch.cat(part).detach().to(self.loss_precision).requires_grad_() for part in parts]
-        loss = info_nce(embedded[0], embedded[1], self.adapters.temperature, group=self.group)
+        loss = self._loss(embedded[0], embedded[1])
         loss.backward()  # type: ignore[no-untyped-call]
         for side, whole in enumerate(embedded):
+            if isinstance(self.adapters.sides[side], Locked):
+                continue
             assert whole.grad is not None
             pieces = torch.split(batch[side], self.piece)
             for place, gradient in enumerate(torch.split(whole.grad.float(), self.piece)):
@@ -141,11 +152,19 @@ class Trainer:
                 parts[side][place] = gradient  # lets go of the activations
         return loss.detach()
 
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Take the loss of the whole batch."""
+        temperature = self.adapters.temperature
+        if self.landing is None:
+            return info_nce(x, y, temperature, group=self.group)
+        variance = self.landing.spread.square().sum()
+        return landing_loss(x, y, temperature, variance, self.config.regression, group=self.group)
+
     def _embed(self, step: int, side: int, place: int, piece: Tensor) -> Tensor:
         torch.manual_seed(dropout_seed(self.config.seed, step, self.rank, side, place))
         # Pieces of many sizes, with gradients and without, are more forms than torch compiles of one function; and a
         # form that is left plain would draw another dropout than the compiled one of the same piece.
-        embedded: Tensor = (self.adapters.sides if self.recompute else self.forwards)[side](piece)
+        embedded: Tensor = (self.plain if self.recompute else self.forwards)[side](piece)
         return embedded
 
     def _autocast(self) -> Any:

@@ -1,13 +1,14 @@
 """How good the adapters are on held-out pairs: the number that chooses the epoch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fusemix.align.adapters import Adapter
+from fusemix.align.adapters import AnyAdapter
 from fusemix.align.metrics import mean_recall
 from fusemix.data.latents import Latents
 from fusemix.data.rows import LatentRows
@@ -58,7 +59,13 @@ def validate(adapters: Adapters, held: Sides) -> float:
 
 
 @torch.inference_mode()
-def embed(adapter: Adapter, latents: Tensor | LatentRows) -> Tensor:
-    """Embed latents (N, D) of any precision in blocks: (N, S), float32, on the adapter's device."""
+def embed(adapter: AnyAdapter, latents: Tensor | LatentRows) -> Tensor:
+    """Embed latents (N, D) of any precision in blocks: (N, S), unit norm, float32, on the adapter's device."""
+    return in_blocks(adapter, latents, adapter.shift.device)
+
+
+@torch.inference_mode()
+def in_blocks(network: Callable[[Tensor], Tensor], latents: Tensor | LatentRows, device: torch.device) -> Tensor:
+    """Take latents (N, D) of any precision through a network in blocks: (N, S), on the device."""
     blocks = latents.blocks(BLOCK) if isinstance(latents, LatentRows) else torch.split(latents, BLOCK)
-    return torch.cat([adapter(block.to(adapter.shift.device).float()) for block in blocks])
+    return torch.cat([network(block.to(device).float()) for block in blocks])

@@ -34,6 +34,9 @@ def fit(
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
     ] = None,
+    lock: Annotated[
+        str | None, typer.Option(help="A modality that stays as it is; the other one learns to land in it.")
+    ] = None,
     subset: Annotated[Path | None, typer.Option(help="Train on what `fusemix select` picked.")] = None,
     keep: Annotated[int | None, typer.Option(help="Only the first so many of the subset's pairs.")] = None,
     setting: Annotated[
@@ -61,7 +64,7 @@ def fit(
 
     model = fm.FuseMix(
         dim, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
-        patience=patience, precision=precision, recipe=recipe, seed=seed, device=device,
+        patience=patience, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
         settings=settings(setting),
     )  # fmt: skip
     pairs = fm.open_latents(latents)

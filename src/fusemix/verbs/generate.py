@@ -1,0 +1,88 @@
+"""`fusemix generate`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fusemix.arguments import Decode, Json, Quiet, named
+from fusemix.errors import DataError, choices
+
+if TYPE_CHECKING:
+    from fusemix.generation import Draw, Generator
+
+
+def generate(
+    model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit --lock` wrote.")],
+    items: Annotated[list[str], typer.Argument(help="Files, or words, to draw from.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write; of several pictures a sheet of all.")],
+    pipeline: Annotated[
+        str,
+        typer.Option(help="Folder or hub id of a diffusers pipeline, or a function of yours: file.py:function."),
+    ],
+    n: Annotated[int, typer.Option("-n", help="Pictures of each item.", min=1)] = 1,
+    compare: Annotated[
+        list[str] | None, typer.Option(help="Words (or a file) of the locked modality, drawn with the same seeds.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the sampler (default: the pipeline's).", min=1)] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the pipeline's).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first picture of each item; the others follow.")] = 0,
+    modality: Annotated[str | None, typer.Option("--from", help="What the items are (default: by their type).")] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(metavar="MODALITY=ENCODER", help="What encodes it, if it is your own code.")
+    ] = None,
+    decode: Decode = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw pictures from sounds, or from whatever a model lets land in the space that conditions a generator."""
+    import fusemix as fm
+    from fusemix.contact_sheet import contact_sheet, save_png
+    from fusemix.terminal import Bars, say
+
+    if out.suffix.lower() != ".png":
+        raise DataError(f"-o {out}: wanted the name of a .png file")
+    fitted = fm.FuseMix.load(model)
+    locked = fitted.locked
+    if modality not in (None, *fitted.modalities_):
+        raise DataError(f"--from: the model has no modality {modality!r}; {choices(str(modality), fitted.modalities_)}")
+    encoders, decoders = named("encoder", encoder), named("decode", decode)
+    for name in {**encoders, **decoders}:
+        fitted.use_encoder(name, encoders.get(name), decode=decoders.get(name))
+    free = next(name for name in fitted.modalities_ if name != locked)
+    asked = [(item, modality or free) for item in items] + [(item, locked) for item in compare or ()]
+    generator = _open(pipeline)
+    rows = []
+    with Bars(quiet) as bars:
+        for item, kind in asked:
+            raw = item if fitted.sides_[kind].kind == "text" else Path(item)
+            (pictures,) = fitted.generate(
+                [raw], generator, kind, n=n, seed=seed, steps=steps, guidance=guidance, progress=bars
+            )
+            rows.append((item, pictures))
+    facts = {"model": str(model), "pipeline": pipeline, "steps": steps, "guidance": guidance}
+    files: list[dict[str, Any]] = []
+    for (item, kind), (_, pictures) in zip(asked, rows, strict=True):
+        for place, picture in enumerate(pictures):
+            number = len(files) + 1
+            path = out if n * len(asked) == 1 else out.with_stem(f"{out.stem}-{number:02d}")
+            save_png(picture, path, {**facts, "item": item, "modality": kind, "seed": seed + place})
+            files.append({"file": str(path), "item": item, "modality": kind, "seed": seed + place})
+    if len(files) > 1:
+        save_png(contact_sheet(rows), out, {**facts, "pictures": files})
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "pictures": files}, indent=2, ensure_ascii=False))
+        return
+    say(f"{out}: {len(files)} pictures on one sheet, each also in a file of its own" if len(files) > 1 else f"{out}")
+
+
+def _open(pipeline: str) -> "Generator | Draw":
+    """Load a pipeline or a function once, for all items."""
+    from fusemix.encoders import runs_code
+    from fusemix.encoders.function import find_function
+    from fusemix.generation import Generator
+
+    if runs_code(pipeline):
+        return find_function(pipeline)
+    return Generator(pipeline)
