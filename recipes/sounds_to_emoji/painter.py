@@ -10,6 +10,7 @@ import argparse
 import csv
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ SIDE = 24
 EMOJI = 208  # the ten concepts, and the others whose names are most diverse
 BATCH = 64
 LR = 1.5e-3
-TEXTS = 4  # per emoji: its name, and its name with some of its keywords or one of them alone
+TEXTS = 12  # per emoji at most, see `texts_of`
+APART, WORDS_APART = 0.35, 0.6  # cosine of names, and of keywords: what is nearer to a class word would compete with it
 NOISE = 1.0  # of the condition, at most, as a multiple of its length: neighbours of a name must draw the same
 
 
@@ -46,7 +48,7 @@ class Emoji:
     Attributes:
         names: n of them; the ten concepts come first.
         pictures: (n, 3, SIDE, SIDE) in [-1, 1], on white.
-        latents: (n, TEXTS, 384) of texts.
+        latents: (n, TEXTS, 384) of texts; those of an emoji that has fewer come round again.
     """
 
     names: list[str]
@@ -62,18 +64,30 @@ def encode_texts(texts: Sequence[str]) -> Tensor:
 
 
 def open_emoji(data: Path, encode: Callable[[Sequence[str]], Tensor] = encode_texts) -> Emoji:
-    """Read the ten concepts and as many others as EMOJI says: a diverse choice of names, by `fusemix.select`."""
+    """Read the ten concepts and as many others as EMOJI says: a diverse choice of names, by `fusemix.select`.
+
+    Left out are flags, symbols, and whatever would compete with one of the ten: a guide dog, a chain.
+    """
     with (data / "emoji.tsv").open() as file:
         rows = [row for row in csv.DictReader(file, delimiter="\t") if row["group"] not in ("flags", "symbols")]
     concepts = [next(row for row in rows if row["name"] == name) for name in CONCEPTS.values()]
     others = [row for row in rows if row["name"] not in CONCEPTS.values()]
-    named = encode([row["name"] for row in others])
-    table = fm.Latents.from_arrays(name=named.numpy(), same=named.numpy())
+    ideas = F.normalize(encode([*map(str.lower, CONCEPTS), *CONCEPTS.values()]), dim=-1)
+    named = F.normalize(encode([row["name"] for row in others]), dim=-1)
+    words = sorted({word for row in others for word in words_of(row)})
+    near = (F.normalize(encode(words), dim=-1) @ ideas.T).amax(dim=1) >= WORDS_APART
+    taken = {word for word, competes in zip(words, near.tolist(), strict=True) if competes}
+    apart = ((named @ ideas.T).amax(dim=1) < APART).tolist()
+    free = [i for i, row in enumerate(others) if apart[i] and not words_of(row) & taken]
+    table = fm.Latents.from_arrays(name=named[free].numpy(), same=named[free].numpy())
     chosen = fm.select(table, EMOJI - len(concepts), by="diversity", on="name", split="arrays").rows
-    rows = [*concepts, *(others[i] for i in sorted(chosen))]
-    texts = [text for row in rows for text in texts_of(row)]
+    rows = [*concepts, *(others[free[i]] for i in sorted(chosen))]
+    known = Counter(word for row in rows for word in words_of(row))
+    texts = [texts_of(row, known) for row in rows]
+    latents = encode([text for each in texts for text in each]).split([len(each) for each in texts])
     pictures = torch.stack([picture(data / row["image"]) for row in rows])
-    return Emoji([row["name"] for row in rows], pictures, encode(texts).view(len(rows), TEXTS, -1))
+    rounds = [each[torch.arange(TEXTS) % len(each)] for each in latents]
+    return Emoji([row["name"] for row in rows], pictures, torch.stack(rounds))
 
 
 def open_concepts(data: Path) -> Tensor:
@@ -83,11 +97,18 @@ def open_concepts(data: Path) -> Tensor:
     return torch.stack([picture(data / images[name]) for name in CONCEPTS.values()])
 
 
-def texts_of(row: dict[str, str]) -> list[str]:
-    """Return TEXTS ways to say what an emoji shows: its name, with all keywords, with some, and keywords alone."""
-    name, words = row["name"], [word.strip() for word in row["keywords"].split(",") if word.strip()]
-    some = np.random.default_rng(len(name)).permutation(words)[: max(1, len(words) // 2)].tolist()
-    return [name, f"{name}: {', '.join(words)}", f"{name}, {', '.join(some)}", ", ".join(words) or name]
+def words_of(row: dict[str, str]) -> set[str]:
+    """Return the keywords of an emoji and the words of its name."""
+    return {word.strip() for word in row["keywords"].split(",") if word.strip()} | set(row["name"].split())
+
+
+def texts_of(row: dict[str, str], known: Counter[str]) -> list[str]:
+    """Return ways to say what an emoji shows: its name, with keywords, these alone, and each word that is its alone."""
+    words = sorted(words_of(row) - set(row["name"].split()))
+    some = np.random.default_rng(len(row["name"])).permutation(words)[: max(1, len(words) // 2)].tolist()
+    texts = [row["name"], f"{row['name']}: {', '.join(words)}", f"{row['name']}, {', '.join(some)}"]
+    own = [word for word in sorted(words_of(row)) if known[word] == 1]
+    return [*texts, ", ".join(words) or row["name"], *own][:TEXTS]
 
 
 def picture(path: Path) -> Tensor:
