@@ -142,7 +142,7 @@ def train(emoji: Emoji, steps: int, seed: int = 0, told: Callable[[str], None] =
     unet, noising = make_unet(emoji.latents.shape[-1]).to(memory_format=torch.channels_last), scheduler()
     ema = EMAModel(unet.parameters(), decay=0.995, use_ema_warmup=True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=LR, weight_decay=0.01, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 100, steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 10), steps)
     rng, started, losses = torch.Generator().manual_seed(seed), time.perf_counter(), []
     for step in range(steps):
         rows = torch.randint(len(emoji.names), (BATCH,), generator=rng)
