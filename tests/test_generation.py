@@ -211,6 +211,18 @@ def test_mistakes_are_told_and_nothing_is_written(words, place, more, said):
     assert said in done.stderr and "Traceback" not in done.stderr and not (place / "x.png").exists()
 
 
+def test_what_is_drawn_before_a_broken_item_is_kept(words, place):
+    done = fusemix(*words, "1.wav", "nothing.wav", "-o", "kept.png", "-q", cwd=place, code=2)
+    assert "nothing.wav" in done.stderr and (place / "kept-01.png").is_file() and not (place / "kept.png").exists()
+
+
+@pytest.mark.parametrize("index", ["[1]", "{}", '{"_class_name": "StableDiffusionPipeline", "unet": []}', "{"])
+def test_an_index_that_is_none_is_told(tmp_path, index):
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(EncoderError):
+        fm.Generator(str(tmp_path))
+
+
 def test_a_model_that_locks_nothing_conditions_nothing(place, tmp_path):
     x, y = np.random.default_rng(0).normal(size=(2, 20, 4))
     fm.FuseMix(8, epochs=1).fit(x, y).save(tmp_path / "free")

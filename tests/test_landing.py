@@ -244,6 +244,8 @@ def test_mistakes_are_told():
         fm.FuseMix(lock="z").fit(x, y)
     with pytest.raises(DataError, match="makes the shared space 10 wide, dim=64 contradicts: leave dim out"):
         fm.FuseMix(64, lock="y").fit(x, y)
+    with pytest.raises(DataError, match="setting lock='y' follows from the modality"):
+        fm.FuseMix(settings={"lock": "y"}).fit(x, y)
     with pytest.raises(DataError, match="no modality of this model is locked; fit one with FuseMix.lock="):
         fm.FuseMix(8, epochs=1).fit(x, y).condition_latents("x", x)
 

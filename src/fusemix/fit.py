@@ -101,7 +101,8 @@ def fit_adapters(
     for modality, side in adapters.items():
         if isinstance(side, Landing):
             rows = train[modality].rows
-            side.settle(in_blocks(side.land, rows.take(np.arange(min(len(rows), SETTLED))), torch.device("cpu")))
+            some = np.unique(np.linspace(0, len(rows) - 1, SETTLED).round().astype(np.int64))
+            side.settle(in_blocks(side.land, rows.take(some), torch.device("cpu")))
     return Fitted(
         adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.order.batch_size, run.earlier
     )
@@ -180,6 +181,10 @@ def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | N
         DataError: no such modality, or another width.
     """
     if modality is None:
+        if config.lock != "none":
+            raise DataError(
+                f"the setting lock={config.lock!r} follows from the modality: give that, by lock= or --lock"
+            )
         return config
     if modality not in train.modalities:
         raise DataError(f"lock={modality!r}: no such modality; {choices(modality, train.modalities)}")

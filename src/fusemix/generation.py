@@ -1,6 +1,6 @@
 """Drawing from what was never drawn from: latents that land in the space which conditions a frozen generator.
 
-The paper's last contribution (arXiv 2312.10144, section 6): align sounds to the space that conditions a text-to-image
+The paper's last contribution (arXiv 2312.10144): align sounds to the space that conditions a text-to-image
 generator, and it draws from sounds with no training of its own. The generator is any pipeline of diffusers that takes
 what conditions it as an argument, or a function.
 """
@@ -120,7 +120,7 @@ class Generator:
         }
         if kind == "image":
             return {**parts, "prompt": [""] * len(conditions)}
-        nothing = condition_texts(self.pipeline, [""] * len(conditions))
+        nothing = condition_texts(self.pipeline, [""] * len(conditions))  # as the pipeline does where no text is given
         return {**parts, **{f"negative_{name}": part for name, part in nothing.items()}}
 
 

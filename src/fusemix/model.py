@@ -261,8 +261,8 @@ class FuseMix:
         Raises:
             DataError: no modality of this model was locked.
         """
-        assert self.locked in self.modalities_
-        landed: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), land=True).numpy()
+        locked = bool(self.locked)  # which raises where none is
+        landed: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), land=locked).numpy()
         return landed
 
     def condition(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:

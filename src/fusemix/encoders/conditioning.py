@@ -171,11 +171,11 @@ def _refuse_code(checkpoint: Checkpoint, index: dict[str, Any], diffusers: Any) 
     Raises:
         EncoderError: it names another class.
     """
-    name = index.get("_class_name")
+    name = index.get("_class_name") if isinstance(index, dict) else None
     if not isinstance(name, str) or not hasattr(diffusers, name):
         raise EncoderError(f"{checkpoint.place!r} is no pipeline of diffusers {diffusers.__version__}, but {name!r}")
     for part, made in index.items():
-        if isinstance(made, list) and made[0] not in (None, *LIBRARIES, *_own_modules(diffusers)):
+        if isinstance(made, list) and made[:1] and made[0] not in (None, *LIBRARIES, *_own_modules(diffusers)):
             raise EncoderError(f"{checkpoint.place!r}: its {part} is code of its own ({made[0]!r}), which is not run")
 
 

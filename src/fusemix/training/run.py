@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from fusemix import durable
-from fusemix.align.adapters import Landing
 from fusemix.config import FitConfig
 from fusemix.data.health import Health
 from fusemix.data.latents import Latents
@@ -72,9 +71,9 @@ class Run:
         if config.standardize:
             for side, name in zip(adapters.sides, train.modalities, strict=True):
                 side.standardize(health[name].mean, health[name].deviation)
-        if (landing := next((side for side in adapters.sides if isinstance(side, Landing)), None)) is not None:
+        if adapters.landing is not None:
             target = health[train.modalities["xy".index(config.lock)]]
-            landing.aim(target.mean, target.deviation)
+            adapters.landing.aim(target.mean, target.deviation)
         group = distributed.group.WORLD if self.world > 1 else None
         self.resident = self.agree(fits(train, device), distributed.ReduceOp.MIN)
         self.order = Order.of(len(train), config, 1 if self.resident else BLOCK)

@@ -45,6 +45,11 @@ class Adapters(nn.Module):
         """Both adapters."""
         return self.x, self.y
 
+    @property
+    def landing(self) -> Landing | None:
+        """The one that learns to land in a locked space; None where none is locked."""
+        return next((side for side in self.sides if isinstance(side, Landing)), None)
+
 
 class Trainer:
     """Adapters on a device, and how they take a step.
@@ -55,7 +60,6 @@ class Trainer:
         precision: of the matrix products.
         loss_precision: of those in the loss. On CUDA they are a tenth of a step, and in float32 would be most of it;
             elsewhere, and in a locked space, the loss multiplies in float32.
-        landing: the adapter that learns to land in a locked space; None where none is locked.
         plain: the adapters as functions: to unit norm, or, of a locked fit, into the locked space.
         forwards: the same as they are called, compiled or not.
         piece: rows that go through an adapter at once. The loss always sees the whole batch.
@@ -70,8 +74,7 @@ class Trainer:
         self.adapters, self.config, self.device = adapters, config, device
         self.rank, self.group = rank, group
         self.precision = choose_precision(config.precision, device)
-        self.landing = next((side for side in adapters.sides if isinstance(side, Landing)), None)
-        fast = device.type == "cuda" and self.landing is None  # lengths count in a locked space
+        fast = device.type == "cuda" and adapters.landing is None  # lengths count in a locked space
         self.loss_precision = self.precision if fast else torch.float32
         self.optimizer = _optimizer(adapters, config)
         self.piece = max(SMALLEST_PIECE, int(PIECE_FLOPS / step_flops(config, adapters.dims, 1)))
@@ -154,10 +157,10 @@ class Trainer:
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Take the loss of the whole batch."""
-        temperature = self.adapters.temperature
-        if self.landing is None:
+        temperature, landing = self.adapters.temperature, self.adapters.landing
+        if landing is None:
             return info_nce(x, y, temperature, group=self.group)
-        variance = self.landing.spread.square().sum()
+        variance = landing.spread.square().sum()
         return landing_loss(x, y, temperature, variance, self.config.regression, group=self.group)
 
     def _embed(self, step: int, side: int, place: int, piece: Tensor) -> Tensor:

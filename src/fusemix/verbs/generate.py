@@ -53,7 +53,8 @@ def generate(
     free = next(name for name in fitted.modalities_ if name != locked)
     asked = [(item, modality or free) for item in items] + [(item, locked) for item in compare or ()]
     generator = _open(pipeline)
-    rows = []
+    facts = {"model": str(model), "pipeline": pipeline, "steps": steps, "guidance": guidance}
+    rows, files = [], list[dict[str, Any]]()
     with Bars(quiet) as bars:
         for item, kind in asked:
             raw = item if fitted.sides_[kind].kind == "text" else Path(item)
@@ -61,14 +62,11 @@ def generate(
                 [raw], generator, kind, n=n, seed=seed, steps=steps, guidance=guidance, progress=bars
             )
             rows.append((item, pictures))
-    facts = {"model": str(model), "pipeline": pipeline, "steps": steps, "guidance": guidance}
-    files: list[dict[str, Any]] = []
-    for (item, kind), (_, pictures) in zip(asked, rows, strict=True):
-        for place, picture in enumerate(pictures):
-            number = len(files) + 1
-            path = out if n * len(asked) == 1 else out.with_stem(f"{out.stem}-{number:02d}")
-            save_png(picture, path, {**facts, "item": item, "modality": kind, "seed": seed + place})
-            files.append({"file": str(path), "item": item, "modality": kind, "seed": seed + place})
+            for place, picture in enumerate(pictures):  # kept at once: a later item may be one that cannot be used
+                path = out if n * len(asked) == 1 else out.with_stem(f"{out.stem}-{len(files) + 1:02d}")
+                about = {"item": item, "modality": kind, "seed": seed + place}
+                save_png(picture, path, {**facts, **about})
+                files.append({"file": str(path), **about})
     if len(files) > 1:
         save_png(contact_sheet(rows), out, {**facts, "pictures": files})
     if as_json:
