@@ -97,4 +97,4 @@ def test_shots_are_so_many_of_each_class_and_nested_measures_hold(painter):
     for count, expected in ((1, 1), (5, 5), (20, 6), (0, 6)):
         assert (np.bincount(table.shots(sounds, count, 3).classes) == expected).all()
     assert table.half_width(np.array([1.0, 2, 3])) == pytest.approx(2.484, abs=1e-3)
-    assert table.spread([]) == "" and table.as_image(torch.ones(3, 4, 4)).getpixel((0, 0)) == (255, 255, 255)
+    assert table.spread([]) == "" and painter.as_image(torch.ones(3, 4, 4)).getpixel((0, 0)) == (255, 255, 255)

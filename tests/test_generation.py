@@ -13,10 +13,19 @@ import fusemix as fm
 import pipelines
 from fusemix.encoders import load_encoder
 from fusemix.errors import DataError, EncoderError, MismatchError, MissingExtraError, StoreError
-from pipelines import SIDE, encode_sound, save_stable_diffusion, save_stable_unclip
+from pipelines import (
+    SIDE,
+    encode_sound,
+    save_ip_adapter,
+    save_kandinsky,
+    save_stable_diffusion,
+    save_stable_diffusion_xl,
+    save_stable_unclip,
+)
 from test_cli import fusemix
 
 pytest.importorskip("diffusers")
+IP = "sd#ip/ip-adapter.safetensors"
 WORDS = ["a dog barks", "rain on a roof", "waves at sea", "a siren", "an old clock", "a rooster"]
 
 
@@ -25,7 +34,10 @@ def place(tmp_path_factory):
     """Two pipelines, twelve sounds with words, and pictures."""
     folder = tmp_path_factory.mktemp("generate")
     save_stable_diffusion(folder / "sd")
+    save_stable_diffusion_xl(folder / "xl")
     save_stable_unclip(folder / "unclip")
+    save_kandinsky(folder / "kandinsky")
+    save_ip_adapter(folder / "ip")
     rng = np.random.default_rng(0)
     lines = ["sound,words,picture"]
     for i in range(12):
@@ -38,18 +50,26 @@ def place(tmp_path_factory):
     return folder
 
 
+def at(place, name):
+    """Return the full spec of a pipeline, perhaps with its adapter."""
+    return "#".join(str(place / part) for part in name.split("#"))
+
+
 @pytest.fixture(scope="module")
 def models(place):
-    """Sounds that land in what conditions either pipeline."""
+    """Sounds that land in what conditions each pipeline."""
     found = {}
-    for name, column, modality in (("sd", "words", "text"), ("unclip", "picture", "image")):
+    kinds = [
+        *((name, "words", "text") for name in ("sd", "xl")),
+        *((name, "picture", "image") for name in ("unclip", "kandinsky", IP)),
+    ]
+    for name, column, modality in kinds:
         pairs = fm.read_pairs(place / "t.csv", audio="sound", **{modality: column})
-        latents = fm.extract(
-            pairs, out=place / f"{name}-latents", audio=encode_sound, **{modality: f"diffusers:{place / name}"}
-        )
+        target, short = f"diffusers:{at(place, name)}", name.partition("#")[0] + "-ip" * ("#" in name)
+        latents = fm.extract(pairs, out=place / f"{short}-latents", audio=encode_sound, **{modality: target})
         found[name] = fm.FuseMix(lock=modality, epochs=3).fit(latents)
         found[name].use_encoder("audio", encode_sound)
-        found[name].save(place / f"{name}-model")
+        found[name].save(place / f"{short}-model")
     return found
 
 
@@ -66,6 +86,8 @@ def test_latents_are_what_the_pipeline_itself_makes_of_texts_and_images(place):
         expected = own.encode_prompt(WORDS, "cpu", 1, False)[0]
     assert np.array_equal(texts.encode(WORDS), expected.flatten(1).numpy())
     assert texts.fingerprint["shapes"] == {"prompt_embeds": [12, 32]} and texts.pipeline.unet is None
+    both = load_encoder(f"diffusers:{place / 'xl'}", "text")
+    assert both.fingerprint["shapes"] == {"prompt_embeds": [12, 64], "pooled_prompt_embeds": [32]}
     images = load_encoder(f"diffusers:{place / 'unclip'}", "image")
     own = StableUnCLIPImg2ImgPipeline.from_pretrained(place / "unclip", use_safetensors=True)
     picture = Image.open(place / "3.png")
@@ -74,21 +96,108 @@ def test_latents_are_what_the_pipeline_itself_makes_of_texts_and_images(place):
     assert np.array_equal(images.encode([picture]), expected.numpy())
 
 
-@pytest.mark.parametrize("name", ["sd", "unclip"])
+def own_picture(pipeline, name, place):
+    """What the pipeline itself draws from the first words or picture, by its documented arguments."""
+    given = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(5)}
+    picture = Image.open(place / "0.png").convert("RGB")
+    if name == "kandinsky":
+        pixels = pipeline.prior_image_processor(images=picture, return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            embeds = pipeline.prior_image_encoder(pixels).image_embeds
+        nothing = pipeline.prior_pipe.get_zero_embed(1)
+        return pipeline.decoder_pipe(image_embeds=embeds, negative_image_embeds=nothing, **given).images[0]
+    more = {
+        "sd": {"prompt": WORDS[0]},
+        "xl": {"prompt": WORDS[0]},
+        "unclip": {"prompt": "", "image": picture},
+        IP: {"prompt": "", "ip_adapter_image": picture},
+    }
+    return pipeline(**more[name], **given).images[0]
+
+
+@pytest.mark.parametrize("name", ["sd", "xl", "unclip", "kandinsky", IP])
 def test_the_same_condition_gives_the_same_picture_whatever_it_comes_from(models, place, name):
     """What lands exactly where a text lies draws what the text draws, and that is the pipeline's own picture."""
-    model, generator = models[name], fm.Generator(str(place / name))
-    item = WORDS[0] if name == "sd" else place / "0.png"
+    model, generator = models[name], fm.Generator(at(place, name))
+    item = WORDS[0] if name in ("sd", "xl") else place / "0.png"
     side = model.sides_[model.locked]
     (wanted,) = model.condition([item], model.locked)
     drawn = model.generate([item], generator, model.locked, seed=5, steps=2)[0][0]
     again = generator.draw(side.kind, wanted[None], [5], steps=2)[0]
-    assert np.array_equal(pixels(drawn), pixels(again)) and drawn.size == (SIDE, SIDE)
-    given = {"prompt": item} if name == "sd" else {"prompt": "", "image": Image.open(item)}
-    own = generator.pipeline(**given, num_inference_steps=2, generator=torch.Generator().manual_seed(5)).images[0]
+    assert np.array_equal(pixels(drawn), pixels(again))
+    assert drawn.size == (512, 512) if name == "kandinsky" else drawn.size == (SIDE, SIDE)
+    own = own_picture(generator.pipeline, name, place)
     assert np.abs(pixels(own).astype(int) - pixels(drawn)).max() <= 1
     other = model.generate([place / "5.wav"], generator, "audio", seed=5, steps=2)[0][0]
     assert not np.array_equal(pixels(other), pixels(drawn))
+    bare = model.generate([item], generator, model.locked, seed=5, steps=2, guidance=0.0)[0][0]  # no guidance at all
+    assert not np.array_equal(pixels(bare), pixels(drawn))
+
+
+@pytest.mark.filterwarnings("ignore:.callback:FutureWarning")  # of the combined pipeline, about its own call
+@pytest.mark.parametrize("name", ["sd", "xl", "kandinsky", IP])
+def test_words_draw_what_the_pipeline_itself_draws_from_them(place, name):
+    """Beside what comes from a sound: also where images condition it, the pipeline's own way from words."""
+    from diffusers import DiffusionPipeline
+
+    generator = fm.Generator(at(place, name))
+    drawn = generator.prompt("a dog", [5, 6], steps=2)
+    own = DiffusionPipeline.from_pretrained(place / name.partition("#")[0], use_safetensors=True)
+    given = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(6)}
+    assert np.abs(pixels(own("a dog", **given).images[0]).astype(int) - pixels(drawn[1])).max() <= 1
+    assert not np.array_equal(pixels(drawn[0]), pixels(drawn[1]))
+
+
+def test_the_adapter_counts_again_after_words(models, place):
+    generator = fm.Generator(at(place, IP))
+    before, _, after = (
+        generator.prompt("a dog", [5], steps=2) if each is None else models[IP].generate([each], generator, steps=2)[0]
+        for each in (place / "0.wav", None, place / "0.wav")
+    )
+    assert np.array_equal(pixels(before[0]), pixels(after[0]))
+
+
+def test_a_pipeline_that_draws_from_images_only_has_no_words(place):
+    with pytest.raises(EncoderError, match="unclip .StableUnCLIPImg2ImgPipeline. draws from images: give a file"):
+        fm.Generator(str(place / "unclip")).prompt("a dog", [0])
+
+
+def test_an_adapter_that_is_none_or_of_another_kind_is_told(place, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    def refused(adapter, said, pipeline="sd"):
+        with pytest.raises(EncoderError, match=said):
+            fm.Generator(f"{place / pipeline}#{adapter}")
+
+    refused("nowhere.safetensors", "no IP-Adapter 'nowhere.safetensors': no such file in .*, and none on the hub")
+    refused("h94/IP-Adapter/none.bin", "wanted a .safetensors file")
+    refused(place / "ip/ip-adapter.safetensors", "KandinskyV22CombinedPipeline: such a pipeline takes no", "kandinsky")
+    shutil.copytree(place / "ip", tmp_path / "ip")
+    file = tmp_path / "ip" / "ip-adapter.safetensors"
+    weights = load_file(file)
+    wide = {**weights, "image_proj.proj.weight": torch.zeros(128, 99)}
+    plus = {key: value for key, value in weights.items() if not key.startswith("image_proj.proj.")}
+    torn = {**weights, "ip_adapter.1.to_k_ip.weight": torch.zeros(3, 3)}
+    for changed, said in (
+        (wide, "takes embeddings of 99 numbers, and the image encoder beside it makes 24"),
+        (plus, "is no IP-Adapter of pooled image embeddings"),
+        (torn, "the adapter is for another pipeline"),
+    ):
+        save_file(changed, file)
+        refused(file, said)
+    file.write_bytes(b"{}")
+    refused(file, "is damaged")
+    shutil.copy(place / "ip" / "ip-adapter.safetensors", file)
+    shutil.rmtree(tmp_path / "ip" / "image_encoder")
+    refused(file, "could not load it")
+
+
+def test_a_decoder_without_an_encoder_is_told(place, tmp_path):
+    fm.Generator(str(place / "kandinsky")).pipeline.decoder_pipe.save_pretrained(tmp_path / "decoder")
+    with pytest.raises(
+        EncoderError, match="decoder .* is not conditioned on image items: it has no encoder of its own"
+    ):
+        fm.Generator(str(tmp_path / "decoder")).expects("image")
 
 
 def test_seeds_and_guidance_decide(models, place):
@@ -120,7 +229,10 @@ def test_a_pipeline_with_another_encoder_is_refused_and_one_with_the_same_is_not
     save_stable_diffusion(tmp_path / "other", seed=1)
     with pytest.raises(MismatchError, match="other is conditioned by another encoder .*: weights"):
         models["sd"].generate([place / "1.wav"], str(tmp_path / "other"))
-    with pytest.raises(EncoderError, match="sd .StableDiffusionPipeline. is not conditioned on image items"):
+    with pytest.raises(
+        EncoderError,
+        match="sd .StableDiffusionPipeline. is not conditioned on image items: it is conditioned on text items",
+    ):
         models["unclip"].generate([place / "1.wav"], str(place / "sd"))
     # Another generator with the same text encoder: what the model learned holds for it, too.
     shutil.copytree(tmp_path / "other", tmp_path / "same")
@@ -194,6 +306,20 @@ def test_several_pictures_and_words_to_compare_are_on_one_sheet(words, place):
     with Image.open(place / "all.png") as sheet:
         assert sheet.width >= 2 * 96 and sheet.height >= 3 * 96
         assert len(json.loads(sheet.text["fusemix"])["pictures"]) == 6
+
+
+def test_words_are_compared_also_where_images_condition_the_pipeline(place):
+    encoder = f"audio={pipelines.__file__}:encode_sound"
+    asked = ("generate", "sd-ip-model", "1.wav", "--pipeline", IP, "--steps", "1", "--encoder", encoder)
+    found = json.loads(
+        fusemix(*asked, "--compare", "a dog", "--compare", "3.png", "-o", "ip.png", "--json", "-q", cwd=place).stdout
+    )
+    assert [(p["item"], p["modality"]) for p in found["pictures"]] == [
+        ("1.wav", "audio"), ("a dog", "words"), ("3.png", "image"),
+    ]  # fmt: skip
+    with Image.open(place / "ip-02.png") as drawn:
+        (own,) = fm.Generator(at(place, "sd")).prompt("a dog", [0], steps=1)
+        assert np.abs(pixels(own).astype(int) - pixels(drawn)).max() <= 1
 
 
 @pytest.mark.parametrize(

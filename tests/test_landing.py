@@ -12,9 +12,11 @@ import torch.multiprocessing as mp
 from torch.nn import functional as F
 
 import fusemix as fm
+from fusemix import fit
 from fusemix.align.adapters import Adapter, Landing, Locked
 from fusemix.align.landing import closeness, frechet, landing_loss
 from fusemix.align.losses import info_nce
+from fusemix.align.prior import posterior_mean
 from fusemix.errors import DataError
 from fusemix.training.forecast import forecast, step_flops
 from fusemix.training.step import Adapters, Trainer
@@ -106,9 +108,10 @@ def test_one_side_is_left_as_it_is_and_the_other_lands_near_its_pair(lock):
     np.testing.assert_allclose(
         model.embed_latents(lock, new_y), new_y / np.linalg.norm(new_y, axis=1, keepdims=True), rtol=1e-6
     )
-    landed = model.condition_latents(free, new_x)
-    left = ((landed - new_y) ** 2).sum() / ((new_y - new_y.mean(0)) ** 2).sum()
-    assert left < 0.25
+    condition = model.condition_latents(free, new_x)
+    landed = model.adapters_[free].land(torch.tensor(new_x)).detach().numpy()
+    for each in (landed, condition):
+        assert ((each - new_y) ** 2).sum() / ((new_y - new_y.mean(0)) ** 2).sum() < 0.25
     assert np.linalg.norm(landed, axis=1).mean() == pytest.approx(np.linalg.norm(new_y, axis=1).mean(), rel=0.1)
     np.testing.assert_allclose(
         model.embed_latents(free, new_x), landed / np.linalg.norm(landed, axis=1, keepdims=True), rtol=1e-5
@@ -121,7 +124,7 @@ def test_regression_explains_more_of_the_space_and_costs_no_recall():
     new_x, new_y = arrays(100, seed=9)
     left = {}
     for weight in (0.0, 1.0):
-        model = fm.FuseMix(lock="y", epochs=150, alpha=0.0, settings={"regression": weight}).fit(x, y)
+        model = fm.FuseMix(lock="y", epochs=150, alpha=0.0, settings={"regression": weight, "prior": 0}).fit(x, y)
         landed = model.condition_latents("x", new_x)
         left[weight] = ((landed - new_y) ** 2).sum() / ((new_y - new_y.mean(0)) ** 2).sum()
         assert model.score(new_x, new_y) > 0.8
@@ -132,7 +135,7 @@ def test_what_lands_has_the_mean_and_the_spread_of_the_space():
     """On the training pairs exactly; on others nearly, and never by more than a factor of three."""
     x, y = arrays()
     noise = np.random.default_rng(3).normal(size=x.shape) * 3  # little can be predicted
-    model = fm.FuseMix(lock="y", epochs=60).fit(x + noise, y)
+    model = fm.FuseMix(lock="y", epochs=60, settings={"prior": 0}).fit(x + noise, y)
     landed = model.condition_latents("x", x + noise)
     np.testing.assert_allclose(landed.mean(0), y.mean(0), atol=0.02 * y.std())
     assert np.sqrt(landed.var(0).sum()) == pytest.approx(np.sqrt(y.var(0).sum()), rel=0.01)
@@ -140,6 +143,54 @@ def test_what_lands_has_the_mean_and_the_spread_of_the_space():
     landing.aim(torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 1, 2]))
     landing.settle(torch.full((5, 3), 7.0))
     torch.testing.assert_close(landing.spread, torch.tensor([3.0, 3, 6]))
+
+
+def plain_mean(landed, known, temperature):
+    """In float64, one by one."""
+    found = []
+    for one in landed.double():
+        cosines = [float(one @ each) / float(one.norm() * each.norm()) for each in known.double()]
+        weights = np.exp((np.array(cosines) - max(cosines)) / temperature)
+        found.append(sum(w * each for w, each in zip(weights / weights.sum(), known.double(), strict=True)))
+    return torch.stack(found)
+
+
+def test_a_condition_is_the_mean_of_what_a_landing_may_mean():
+    landed, known = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(3))
+    got = posterior_mean(7 * landed, known, torch.tensor(0.1))
+    torch.testing.assert_close(got.double(), plain_mean(landed, known, 0.1), rtol=1e-4, atol=1e-5)
+    cold = posterior_mean(landed, known, torch.tensor(0.001))
+    nearest = (F.normalize(landed, dim=1) @ F.normalize(known, dim=1).T).argmax(1)
+    torch.testing.assert_close(cold[:3], known[nearest][:3], rtol=1e-3, atol=1e-3)
+
+
+def test_a_prior_brings_a_guess_back_to_what_is_real():
+    """Ten kinds of y, and x that tells them apart with much noise: a landing alone lies between and off them."""
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(10, 16)) * 3
+    given, heard = rng.integers(10, size=300), rng.integers(10, size=200)
+    signs = rng.normal(size=(10, 30)) * 1.2
+    x, new_x = (signs[each] + rng.normal(size=(len(each), 30)) for each in (given, heard))
+    y, new_y = (kinds[each] + 0.3 * rng.normal(size=(len(each), 16)) for each in (given, heard))
+    model = fm.FuseMix(lock="y", epochs=60).fit(x, y)
+    landed = model.adapters_["x"].land(torch.tensor(new_x, dtype=torch.float32)).detach()
+    found = {
+        name: closeness(torch.as_tensor(each), torch.tensor(new_y))
+        for name, each in (("landed", landed), ("drawn", model.condition_latents("x", new_x)))
+    }
+    assert found["drawn"].unexplained < 0.8 * found["landed"].unexplained
+    assert found["drawn"].frechet < 0.8 * found["landed"].frechet
+
+
+def test_a_model_keeps_real_latents_of_the_locked_space_as_many_as_asked_for(monkeypatch):
+    x, y = arrays(100)
+    for prior, kept in ((7, 7), (4096, 100), (0, None)):
+        landing = fm.FuseMix(lock="y", epochs=1, settings={"prior": prior}).fit(x, y).adapters_["x"]
+        assert (None if landing.known is None else len(landing.known)) == kept
+        if kept == 100:
+            assert np.array_equal(landing.known, y.astype(np.float32))
+    monkeypatch.setattr(fit, "KNOWN_NUMBERS", 55)  # y is ten wide
+    assert len(fm.FuseMix(lock="y", epochs=1).fit(x, y).adapters_["x"].known) == 5
 
 
 def test_a_locked_model_is_saved_and_a_fit_goes_on(tmp_path):

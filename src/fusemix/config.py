@@ -32,6 +32,8 @@ class FitConfig:
         lock: the side whose latents are the shared space as they are, while the other learns to land in it: "x" or "y";
             `dim` is then their width. "none" locks neither.
         regression: weight of the squared error in the loss of a locked fit, see `align.landing`.
+        prior: real latents of a locked space, at most, towards which conditions are drawn (see `align.prior`); 0 leaves
+            them where they land.
         batch_size: B, pairs that enter the loss; with mixing 2B pairs are loaded and halved. The pairs of an epoch are
             dealt into equal batches, as near to this as they go.
         epochs: passes over the training pairs.
@@ -58,6 +60,7 @@ class FitConfig:
     quantize: int
     lock: Literal["none", "x", "y"]
     regression: float
+    prior: int
     batch_size: int
     epochs: int
     lr: float
@@ -75,7 +78,8 @@ class FitConfig:
         for name in ("dim", "expansion", "batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("depth", "alpha", "noise", "quantize", "regression", "warmup_steps", "weight_decay", "patience"):
+        counts = ("depth", "quantize", "prior", "warmup_steps", "patience")
+        for name in (*counts, "alpha", "noise", "regression", "weight_decay"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
@@ -122,7 +126,7 @@ def paper(seed: int) -> FitConfig:
     """
     return FitConfig(
         dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared", noise=0.0,
-        quantize=0, lock="none", regression=1.0, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
+        quantize=0, lock="none", regression=1.0, prior=4096, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
         schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0, precision="auto",
         seed=seed,
     )  # fmt: skip
@@ -155,7 +159,7 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
     epochs = min(max(round(steps * loaded / max(pairs, 1)), 10), 200)
     return FitConfig(
         dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
-        input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0,
+        input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096,
         batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1,
         temperature=0.07, standardize=True, patience=0, precision="auto", seed=seed,
     )  # fmt: skip

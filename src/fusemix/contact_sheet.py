@@ -13,6 +13,7 @@ from fusemix import durable
 
 SMALLEST = 96  # pixels of a side on the sheet: a smaller picture is enlarged by a whole factor
 GAP, LABEL = 8, 18
+NARROWEST = 320  # of a sheet: a label has to be read
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
@@ -25,7 +26,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Im
     factor = -(-SMALLEST // min(width, height)) if min(width, height) < SMALLEST else 1
     width, height = factor * width, factor * height
     columns = max(len(pictures) for _, pictures in rows)
-    size = columns * (width + GAP) + GAP, len(rows) * (height + LABEL + GAP) + GAP
+    size = max(columns * (width + GAP) + GAP, NARROWEST), len(rows) * (height + LABEL + GAP) + GAP
     sheet = Image.new("RGB", size, "white")
     writing, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for y, (label, pictures) in enumerate(rows):

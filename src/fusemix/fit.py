@@ -9,6 +9,7 @@ from signal import SIGTERM
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusemix import durable
@@ -33,7 +34,8 @@ SAVE_COST = 20.0  # and at least so many times what one takes
 LOG_STEPS = 100
 DIVERGED = "diverged.json"  # ids of the batch after which nothing was a number, by modality
 TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
-SETTLED = 20_000  # training items at most that say where a landing lies
+SETTLED, SETTLED_NUMBERS = 20_000, 2**26  # training items, and numbers in them, at most that say where a landing lies
+KNOWN_NUMBERS = 2**25  # in the real latents that a model keeps of a locked space: 128 MiB
 TRIAL_PAIRS = 10_000  # of the largest validation that is tried: a few seconds, too
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
 
@@ -98,14 +100,31 @@ def fit_adapters(
     kept = run.keep_best()
     sides = [side.cpu().eval() for side in run.adapters.sides]
     adapters = dict(zip(train.modalities, sides, strict=True))
-    for modality, side in adapters.items():
-        if isinstance(side, Landing):
-            rows = train[modality].rows
-            some = np.unique(np.linspace(0, len(rows) - 1, SETTLED).round().astype(np.int64))
-            side.settle(in_blocks(side.land, rows.take(some), torch.device("cpu")))
+    if config.lock != "none":
+        _settle(adapters, train, config, kept["temperature"])
     return Fitted(
         adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.order.batch_size, run.earlier
     )
+
+
+def _settle(adapters: dict[str, AnyAdapter], train: Latents, config: FitConfig, temperature: float) -> None:
+    """Give what lands in a locked space the mean and spread of it, and real latents to be drawn towards."""
+    locked = train.modalities["xy".index(config.lock)]
+    for modality, side in adapters.items():
+        if isinstance(side, Landing):
+            rows, cpu = train[modality].rows, torch.device("cpu")
+            items = rows.take(_spaced(len(rows), min(SETTLED, SETTLED_NUMBERS // config.dim)))
+            side.settle(in_blocks(side.land, items, cpu))
+            known = min(config.prior, KNOWN_NUMBERS // config.dim)
+            if known:
+                some = train.rows[locked][_spaced(len(train), known)]
+                side.remember(train.items[locked].rows.take(some), torch.tensor(temperature))
+                side.settle_conditions(in_blocks(side.condition, items, cpu))
+
+
+def _spaced(count: int, most: int) -> NDArray[np.int64]:
+    """Return evenly spaced places among so many, at most so many of them."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progress, track: Track | None) -> None:

@@ -5,7 +5,9 @@ generator, and it draws from sounds with no training of its own. The generator i
 what conditions it as an argument, or a function.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from fusemix.data.store import difference
-from fusemix.encoders.conditioning import PARTS, condition_texts, describe, load_pipeline
+from fusemix.encoders import ip_adapter
+from fusemix.encoders.conditioning import check_kind, condition_texts, describe, image_tower, load_pipeline
 from fusemix.encoders.huggingface import Checkpoint, choose_device, choose_precision
 from fusemix.errors import DataError, EncoderError, MismatchError
 from fusemix.progress import Progress, silent
@@ -30,8 +33,8 @@ class Generator:
     """A frozen text-to-image pipeline of diffusers, conditioned from outside.
 
     Args:
-        spec: folder of the pipeline, or a hub id, perhaps `id@revision`. Only safetensors weights are read, and no code
-            of the folder is run.
+        spec: folder of the pipeline, or a hub id, perhaps `id@revision`; `PIPELINE#ADAPTER` with an IP-Adapter, see
+            `encoders.ip_adapter`. Only safetensors weights are read, and no code of the folder is run.
         device: a torch device; None takes CUDA where there is one.
         precision: see `load_encoder`.
 
@@ -45,21 +48,28 @@ class Generator:
     """
 
     def __init__(self, spec: str, device: str | None = None, precision: str | None = None) -> None:
-        checkpoint = Checkpoint.of(spec.removeprefix("diffusers:"), "model_index.json")
-        where = torch.device(device) if device else choose_device()
-        self.name = checkpoint.name
-        self.pipeline = load_pipeline(checkpoint, choose_precision(precision, where)).to(where)
+        where, adapter = ip_adapter.split(spec.removeprefix("diffusers:"))
+        checkpoint = Checkpoint.of(where, "model_index.json")
+        target = torch.device(device) if device else choose_device()
+        self.name = spec if adapter else checkpoint.name
+        self.pipeline = load_pipeline(checkpoint, choose_precision(precision, target), adapter).to(target)
         self.pipeline.set_progress_bar_config(disable=True)
+        # Kandinsky is two pipelines: words to an image embedding, and that to a picture.
+        self._prior = getattr(self.pipeline, "prior_pipe", None)
+        self._decoder = getattr(self.pipeline, "decoder_pipe", self.pipeline)
+        self._takes = set(signature(self._decoder.__call__).parameters)
+        self._has_adapter = adapter is not None
         self._facts: dict[str, dict[str, Any]] = {}
 
     def expects(self, kind: str) -> dict[str, Any]:
         """Return what conditions the pipeline, see `encoders.conditioning.describe`.
 
         Raises:
-            EncoderError: it is not conditioned on items of this kind.
+            EncoderError: it is not conditioned on items of this kind, or not from outside.
         """
-        if getattr(self.pipeline, PARTS.get(kind, ""), None) is None:
-            raise EncoderError(f"{self.name} ({type(self.pipeline).__name__}) is not conditioned on {kind} items")
+        check_kind(self.pipeline, kind, self.name)
+        if not self._takes & {"prompt_embeds", "image_embeds"}:
+            raise EncoderError(f"{self.name} ({type(self.pipeline).__name__}) takes no condition but its own")
         if kind not in self._facts:
             self._facts[kind] = describe(self.pipeline, kind)
         return self._facts[kind]
@@ -96,32 +106,98 @@ class Generator:
             guidance: scale of classifier-free guidance; None is the pipeline's default.
             progress: called after every few pictures.
         """
-        given = {"num_inference_steps": steps, "guidance_scale": guidance}
-        options = {name: value for name, value in given.items() if value is not None}
+        sampled = _given(num_inference_steps=steps, guidance_scale=guidance)
         pictures: list[Image] = []
         for start in range(0, len(conditions), PIECE):
             progress("draw", start, len(conditions), "")
             piece = torch.from_numpy(np.asarray(conditions[start : start + PIECE], dtype=np.float32))
-            noise = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + PIECE]]
-            pictures += self.pipeline(**self._arguments(kind, piece), generator=noise, **options).images
+            noise = _noise(seeds[start : start + PIECE])
+            pictures += self._decoder(**self._arguments(kind, piece, guidance), generator=noise, **sampled).images
         progress("draw", len(conditions), len(conditions), "")
         return pictures
 
-    def _arguments(self, kind: str, conditions: torch.Tensor) -> dict[str, Any]:
+    def prompt(
+        self, text: str, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
+    ) -> list[Image]:
+        """Draw one picture for each seed from words, as the pipeline itself does, whatever else conditions it.
+
+        Raises:
+            EncoderError: it draws from images only.
+        """
+        if image_tower(self.pipeline) is not None and self._prior is None and not self._has_adapter:
+            raise EncoderError(
+                f"{self.name} ({type(self.pipeline).__name__}) draws from images: give a file, not words"
+            )
+        sampled = _given(num_inference_steps=steps, guidance_scale=guidance)
+        pictures: list[Image] = []
+        with self._without_adapter():
+            for start in range(0, len(seeds), PIECE):
+                noise = _noise(seeds[start : start + PIECE])
+                given = self._of_words([text] * len(noise), noise, guidance)
+                pictures += self._decoder(**given, generator=noise, **sampled).images
+        return pictures
+
+    def _of_words(self, texts: list[str], noise: list[torch.Generator], guidance: float | None) -> dict[str, Any]:
+        """Return the arguments by which the decoder takes words, or what the pipeline's prior makes of them."""
+        if self._prior is not None:
+            embeds, nothing = self._prior(prompt=texts, generator=noise, return_dict=False)
+            return {"image_embeds": embeds, "negative_image_embeds": nothing}
+        if not self._has_adapter:
+            return {"prompt": texts}
+        nothing = torch.zeros(len(texts), *self.expects("image")["shapes"]["image_embeds"])
+        return {"prompt": texts, **self._beside(nothing, guidance)}
+
+    @contextmanager
+    def _without_adapter(self) -> Iterator[None]:
+        """Let an IP-Adapter count nothing."""
+        if self._has_adapter:
+            self.pipeline.set_ip_adapter_scale(0.0)
+        try:
+            yield
+        finally:
+            if self._has_adapter:
+                self.pipeline.set_ip_adapter_scale(1.0)
+
+    def _arguments(self, kind: str, conditions: torch.Tensor, guidance: float | None) -> dict[str, Any]:
         """Return the arguments by which the pipeline takes conditions, and those of nothing, for guidance."""
         shapes = self.expects(kind)["shapes"]
         sizes = [int(np.prod(shape)) for shape in shapes.values()]
+        count = len(conditions)
         if conditions.shape[1] != sum(sizes):
             raise DataError(f"{self.name} takes conditions of {sum(sizes):,} numbers, got {conditions.shape[1]:,}")
-        encoder = getattr(self.pipeline, PARTS[kind])
         parts = {
-            name: part.reshape(len(conditions), *shape).to(self.pipeline.device, encoder.dtype)
+            name: part.reshape(count, *shape).to(self.pipeline.device, self.pipeline.dtype)
             for (name, shape), part in zip(shapes.items(), torch.split(conditions, sizes, dim=1), strict=True)
         }
-        if kind == "image":
-            return {**parts, "prompt": [""] * len(conditions)}
-        nothing = condition_texts(self.pipeline, [""] * len(conditions))  # as the pipeline does where no text is given
-        return {**parts, **{f"negative_{name}": part for name, part in nothing.items()}}
+        if kind == "text":
+            # As the pipeline does where no text is given.
+            zeros = getattr(self.pipeline.config, "force_zeros_for_empty_prompt", False)
+            empty = condition_texts(self.pipeline, [""] * count)
+            nothing = {name: torch.zeros_like(part) for name, part in empty.items()} if zeros else empty
+            return {**parts, **{f"negative_{name}": part for name, part in nothing.items()}}
+        if self._has_adapter:
+            return {"prompt": [""] * count, **self._beside(parts["image_embeds"], guidance)}
+        if self._prior is not None:
+            with torch.inference_mode():
+                return {**parts, "negative_image_embeds": self._prior.get_zero_embed(count)}
+        return {**parts, "prompt": [""] * count}
+
+    def _beside(self, embeddings: torch.Tensor, guidance: float | None) -> dict[str, Any]:
+        """Return embeddings (n, D) as an IP-Adapter takes them: under guidance, zeros for nothing come first."""
+        embeddings = embeddings.to(self.pipeline.device, self.pipeline.dtype)[:, None]
+        guided = guidance is None or guidance > 1
+        both = [torch.zeros_like(embeddings), embeddings] if guided else [embeddings]
+        return {"ip_adapter_image_embeds": [torch.cat(both)]}
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Return what is not None: the rest is left to the pipeline."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _noise(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Return one generator for each seed, on the CPU: the same noise on every device."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def generate(

@@ -262,8 +262,8 @@ class FuseMix:
             DataError: no modality of this model was locked.
         """
         locked = bool(self.locked)  # which raises where none is
-        landed: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), land=locked).numpy()
-        return landed
+        found: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), condition=locked).numpy()
+        return found
 
     def condition(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
         """Encode raw items and bring them into the locked space: (n, S). Arguments and errors as of `embed`."""
@@ -309,8 +309,8 @@ class FuseMix:
             raise DataError("there are no pairs to evaluate on")
         baselines = {name: score(self._baseline_embed(form), latents) for name, form in self.baselines_.items()}
         retrieval = score(self._embed_tensor, latents)
-        land = partial(self._embed_tensor, land=True)
-        close = score_landing(land, latents, self.locked) if self.config_.lock != "none" else None
+        condition = partial(self._embed_tensor, condition=True)
+        close = score_landing(condition, latents, self.locked) if self.config_.lock != "none" else None
         return Evaluation(
             latents.split_name,
             len(latents),
@@ -387,13 +387,13 @@ class FuseMix:
         for items in latents.items.values():
             self._side(items.modality).check(items)
 
-    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows, land: bool = False) -> Tensor:
-        """(N, D) -> (N, S) on the CPU, in blocks; unit norm, unless it is to land in a locked space."""
+    def _embed_tensor(self, modality: str, latents: Tensor | LatentRows, condition: bool = False) -> Tensor:
+        """(N, D) -> (N, S) on the CPU, in blocks; unit norm, unless it is to condition a generator."""
         dim = self._side(modality).dim
         if len(latents.shape) != 2 or latents.shape[1] != dim:
             raise DataError(f"{modality}: wanted latents of shape (N, {dim}), got {tuple(latents.shape)}")
         adapter = self.adapters_[modality]
-        return in_blocks(adapter.land, latents, torch.device("cpu")) if land else embed(adapter, latents)
+        return in_blocks(adapter.condition, latents, torch.device("cpu")) if condition else embed(adapter, latents)
 
     def _baseline_embed(self, form: ClosedForm) -> Any:
         maps = dict(zip(self.modalities_, (form.embed_x, form.embed_y), strict=True))

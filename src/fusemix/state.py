@@ -10,14 +10,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fusemix import durable
-from fusemix.align.adapters import AnyAdapter, make_adapters
+from fusemix.align.adapters import AnyAdapter, Landing, make_adapters
 from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm
 from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError
 
-FORMAT = "fusemix-model-5"
+FORMAT = "fusemix-model-6"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,10 @@ class State:
             made = make_adapters([sides[name].dim for name in saved["modalities"]], config)
             adapters = {name: each.eval() for name, each in zip(saved["modalities"], made, strict=True)}
             for name, adapter in adapters.items():
-                adapter.load_state_dict(_part(weights, name), strict=True)
+                own = _part(weights, name)
+                if isinstance(adapter, Landing) and "known" in own:
+                    adapter.remember(own["known"], own["temperature"])
+                adapter.load_state_dict(own, strict=True)
             maps = load_file(folder / "baselines.safetensors")
             baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in CLOSED_FORMS}
             first, second = saved["modalities"]

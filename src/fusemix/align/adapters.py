@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fusemix.align.augment import GaussianNoise, RandomQuantization
 from fusemix.align.dropout import Dropout
+from fusemix.align.prior import posterior_mean
 from fusemix.config import FitConfig
 
 MOST_GAIN = 3.0  # in spread, that a landing is given at the end: what hardly moves is not blown up into noise
@@ -63,6 +64,10 @@ class AnyAdapter(nn.Module):
         """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32."""
         raise NotImplementedError
 
+    def condition(self, latents: Tensor) -> Tensor:
+        """Map latents to what conditions a generator: (B, D) -> (B, S), float32."""
+        return self.land(latents)
+
     def forward(self, latents: Tensor) -> Tensor:
         """Embed latents: (B, D) -> (B, S), unit norm."""
         return F.normalize(self.land(latents), dim=-1)
@@ -95,38 +100,79 @@ class Landing(Adapter):
 
     Attributes:
         center, spread: (S,) mean and deviation of the latents of the locked space.
+        known, temperature: (M, S) real latents of the locked space, and the learned temperature, for `posterior_mean`;
+            None until they are given, or where there is no prior.
+        offset, gain: (S,) and scalar, of the conditions that `posterior_mean` gives.
     """
 
     center: Tensor
     spread: Tensor
+    known: Tensor | None
+    temperature: Tensor | None
+    offset: Tensor
+    gain: Tensor
 
     def __init__(self, latent_dim: int, config: FitConfig) -> None:
         super().__init__(latent_dim, config)
         self.register_buffer("center", torch.zeros(config.dim))
         self.register_buffer("spread", torch.ones(config.dim))
+        self.register_buffer("known", None)
+        self.register_buffer("temperature", None)
+        self.register_buffer("offset", torch.zeros(config.dim))
+        self.register_buffer("gain", torch.ones(()))
 
     def aim(self, mean: Tensor, deviation: Tensor) -> None:
         """Take center and spread from mean and deviation (S,) of the training latents of the locked space."""
         self.center.copy_(mean)
         self.spread.copy_(deviation)
 
-    def settle(self, landed: Tensor) -> None:
-        """Give what lands the mean and the spread of the locked space, by one shift and one scale for all of it.
+    def remember(self, known: Tensor, temperature: Tensor) -> None:
+        """Draw conditions towards real latents (M, S) of the locked space, with the learned temperature."""
+        self.known, self.temperature = known.float(), temperature.float()
 
-        A squared error is least when a prediction shrinks towards the mean, the more so the less can be predicted; and
-        a generator that is conditioned on what is shorter than all it knows draws something vague.
+    def settle(self, landed: Tensor) -> None:
+        """Give what lands the mean and the spread of the locked space, see `match`.
 
         Args:
-            landed: (N, S) where the training items land, in float64 or float32.
+            landed: (N, S) where the training items land.
         """
-        mean, variance = landed.mean(dim=0), landed.var(dim=0, unbiased=False).sum()
-        gain = (self.spread.square().sum() / variance.clamp(min=1e-12)).sqrt().clamp(1 / MOST_GAIN, MOST_GAIN)
-        self.center.add_(gain * (self.center - mean))
+        gain, offset = match(landed, self.center, self.spread.square().sum())
+        self.center.mul_(gain).add_(offset)
         self.spread.mul_(gain)
+
+    def settle_conditions(self, conditions: Tensor) -> None:
+        """Give conditions (N, S) of the training items the mean and the spread of the real latents, see `match`."""
+        assert self.known is not None, "remember comes first"
+        gain, offset = match(conditions, self.known.mean(dim=0), self.known.var(dim=0, unbiased=False).sum())
+        self.gain.copy_(gain)
+        self.offset.copy_(offset)
 
     def land(self, latents: Tensor) -> Tensor:
         """Map latents into the locked space, in its own units: (B, D) -> (B, S), float32."""
         return self.center + self.spread * super().land(latents)
+
+    def condition(self, latents: Tensor) -> Tensor:
+        """Land, and go to what the landing means among real latents: (B, D) -> (B, S), float32."""
+        landed = self.land(latents)
+        if self.known is None or self.temperature is None:
+            return landed
+        return self.offset + self.gain * posterior_mean(landed, self.known, self.temperature)
+
+
+def match(found: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gain and the offset, one for all, that give guesses the mean and the spread of a space.
+
+    A guess with the least squared error shrinks towards the mean, the more so the less can be known; and a generator
+    that is conditioned on what is shorter than all it knows draws something vague.
+
+    Args:
+        found: (N, S) guesses for the training items.
+        mean: (S,) of the space.
+        variance: of the space, summed over its dimensions.
+    """
+    spread = found.var(dim=0, unbiased=False).sum()
+    gain = (variance / spread.clamp(min=1e-12)).sqrt().clamp(1 / MOST_GAIN, MOST_GAIN)
+    return gain, mean - gain * found.mean(dim=0)
 
 
 class Locked(AnyAdapter):

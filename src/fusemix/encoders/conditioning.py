@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusemix.encoders import ip_adapter
 from fusemix.encoders.base import Latent
 from fusemix.encoders.huggingface import (
     Checkpoint,
@@ -23,12 +24,17 @@ from fusemix.encoders.huggingface import (
     describe_tokenizer,
     hash_weights,
 )
-from fusemix.errors import EncoderError, MissingExtraError, choices
+from fusemix.errors import EncoderError, MissingExtraError
 
 # What `encode_prompt` returns, in its order, by how many things it returns.
 RETURNED = {2: ("prompt_embeds", "negative"), 4: ("prompt_embeds", "negative", "pooled_prompt_embeds", "negative")}
-PARTS = {"text": "text_encoder", "image": "image_encoder"}
-HEAVY = ("unet", "transformer", "vae", "safety_checker", "prior", "movq")
+# What encodes images in a pipeline, and what prepares them, by its own names.
+IMAGE_TOWERS = (
+    ("image_encoder", "feature_extractor"),
+    ("image_encoder", "image_processor"),
+    ("prior_image_encoder", "prior_image_processor"),
+)
+HEAVY = ("unet", "transformer", "vae", "safety_checker", "prior", "prior_prior")
 LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline may be made of
 
 
@@ -36,7 +42,7 @@ class ConditioningEncoder:
     """Texts to what `encode_prompt` makes of them, or images to the projected embeddings of the image encoder.
 
     Args:
-        spec: folder of a diffusers pipeline, or a hub id, perhaps `id@revision`.
+        spec: folder of a diffusers pipeline, or a hub id, perhaps `id@revision`; `PIPELINE#ADAPTER` with an IP-Adapter.
         kind: "text" or "image".
         precision: see `load_encoder`.
 
@@ -50,15 +56,14 @@ class ConditioningEncoder:
     """
 
     def __init__(self, spec: str, kind: str, precision: str | None = None) -> None:
-        checkpoint = Checkpoint.of(spec, "model_index.json")
-        self.takes, self.source, self.batch_size = kind, f"diffusers:{checkpoint.source}", 32
+        where, adapter = ip_adapter.split(spec)
+        checkpoint = Checkpoint.of(where, "model_index.json")
+        self.takes, self.batch_size = kind, 32
+        self.source = f"diffusers:{checkpoint.source}" + (f"#{adapter}" if adapter else "")
         self._device = choose_device()
         dtype = choose_precision(precision, self._device)
-        self.pipeline = load_pipeline(checkpoint, dtype, without=HEAVY).to(self._device)
-        has = [kind for kind, part in PARTS.items() if getattr(self.pipeline, part, None) is not None]
-        if kind not in has:
-            name = type(self.pipeline).__name__
-            raise EncoderError(f"{spec!r} ({name}) is not conditioned on {kind} items; {choices(kind, has)}")
+        self.pipeline = load_pipeline(checkpoint, dtype, adapter, without=HEAVY).to(self._device)
+        check_kind(self.pipeline, kind, spec)
         self.fingerprint: dict[str, Any] = {
             "loader": "diffusers",
             "name": checkpoint.name,
@@ -73,6 +78,27 @@ class ConditioningEncoder:
         )
         latents: Latent = torch.cat([part.float().flatten(1) for part in parts.values()], dim=1).cpu().numpy()
         return latents
+
+
+def image_tower(pipeline: Any) -> tuple[Any, Any] | None:
+    """Return what encodes the images that condition a pipeline, and what prepares them; None if none do."""
+    for names in IMAGE_TOWERS:
+        encoder, processor = (getattr(pipeline, name, None) for name in names)
+        if encoder is not None and processor is not None:
+            return encoder, processor
+    return None
+
+
+def check_kind(pipeline: Any, kind: str, name: str) -> None:
+    """Refuse a kind of items that a pipeline is not conditioned on.
+
+    Raises:
+        EncoderError: it is conditioned on others.
+    """
+    has = "image" if image_tower(pipeline) else "text" if hasattr(pipeline, "encode_prompt") else None
+    if kind != has:
+        found = f"it is conditioned on {has} items" if has else "it has no encoder of its own to condition it"
+        raise EncoderError(f"{name} ({type(pipeline).__name__}) is not conditioned on {kind} items: {found}")
 
 
 def describe(pipeline: Any, kind: str) -> dict[str, Any]:
@@ -94,8 +120,9 @@ def describe(pipeline: Any, kind: str) -> dict[str, Any]:
     else:
         from PIL import Image
 
-        encoders = [pipeline.image_encoder]
-        preprocessing = describe_processor(pipeline.feature_extractor)
+        tower = image_tower(pipeline)
+        assert tower is not None, "check_kind comes first"
+        encoders, preprocessing = [tower[0]], describe_processor(tower[1])
         example = condition_images(pipeline, [Image.new("RGB", (8, 8))])
     return {
         "condition": "+".join(example),
@@ -122,16 +149,20 @@ def condition_texts(pipeline: Any, texts: Sequence[str]) -> dict[str, Tensor]:
 @torch.inference_mode()
 def condition_images(pipeline: Any, images: Sequence[Any]) -> dict[str, Tensor]:
     """Return the projected embeddings (n, D) that a pipeline's image encoder makes of images."""
-    pixels = pipeline.feature_extractor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-    encoder = pipeline.image_encoder
+    tower = image_tower(pipeline)
+    assert tower is not None, "check_kind comes first"
+    encoder, processor = tower
+    pixels = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
     return {"image_embeds": encoder(pixels.pixel_values.to(encoder.device, encoder.dtype)).image_embeds}
 
 
-def load_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, without: Sequence[str] = ()) -> Any:
-    """Load a diffusers pipeline, or only some of its parts, without its progress bars.
+def load_pipeline(
+    checkpoint: Checkpoint, dtype: torch.dtype, adapter: str | None = None, without: Sequence[str] = ()
+) -> Any:
+    """Load a diffusers pipeline, or only some of its parts, perhaps with an IP-Adapter, without its progress bars.
 
     Raises:
-        EncoderError: it does not load, or only by running code of its folder.
+        EncoderError: it does not load, or only by running code of its folder, or the adapter is not for it.
         MissingExtraError: diffusers is not installed.
     """
     try:
@@ -142,7 +173,10 @@ def load_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, without: Sequence[
     _refuse_code(checkpoint, index, diffusers)
     absent = {name: None for name in without if name in index}
     with _quiet():
-        return checkpoint.load(diffusers.DiffusionPipeline, dtype=dtype, use_safetensors=True, **absent)
+        pipeline = checkpoint.load(diffusers.DiffusionPipeline, dtype=dtype, use_safetensors=True, **absent)
+        if adapter is not None:
+            ip_adapter.attach(pipeline, adapter)
+        return pipeline
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """`fusemix generate`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,13 @@ from fusemix.arguments import Decode, Json, Quiet, named
 from fusemix.errors import DataError, choices
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fusemix.generation import Draw, Generator
+    from fusemix.model import FuseMix
+    from fusemix.progress import Progress
+
+WORDS = "words"  # what a pipeline that images condition is told by itself
 
 
 def generate(
@@ -22,9 +29,7 @@ def generate(
         typer.Option(help="Folder or hub id of a diffusers pipeline, or a function of yours: file.py:function."),
     ],
     n: Annotated[int, typer.Option("-n", help="Pictures of each item.", min=1)] = 1,
-    compare: Annotated[
-        list[str] | None, typer.Option(help="Words (or a file) of the locked modality, drawn with the same seeds.")
-    ] = None,
+    compare: Annotated[list[str] | None, typer.Option(help="Words (or a file) to draw with the same seeds.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the sampler (default: the pipeline's).", min=1)] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the pipeline's).")] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture of each item; the others follow.")] = 0,
@@ -51,17 +56,16 @@ def generate(
     for name in {**encoders, **decoders}:
         fitted.use_encoder(name, encoders.get(name), decode=decoders.get(name))
     free = next(name for name in fitted.modalities_ if name != locked)
-    asked = [(item, modality or free) for item in items] + [(item, locked) for item in compare or ()]
-    generator = _open(pipeline)
+    asked = [(item, modality or free) for item in items]
+    reads = fitted.sides_[locked].kind == "text"
+    asked += [(item, locked if reads or Path(item).exists() else WORDS) for item in compare or ()]
+    draw = _drawing(fitted, _open(pipeline), n, seed, steps, guidance)
     facts = {"model": str(model), "pipeline": pipeline, "steps": steps, "guidance": guidance}
     rows, files = [], list[dict[str, Any]]()
     with Bars(quiet) as bars:
         for item, kind in asked:
-            raw = item if fitted.sides_[kind].kind == "text" else Path(item)
-            (pictures,) = fitted.generate(
-                [raw], generator, kind, n=n, seed=seed, steps=steps, guidance=guidance, progress=bars
-            )
-            rows.append((item, pictures))
+            pictures = draw(item, kind, bars)
+            rows.append((Path(item).name if Path(item).exists() else item, pictures))
             for place, picture in enumerate(pictures):  # kept at once: a later item may be one that cannot be used
                 path = out if n * len(asked) == 1 else out.with_stem(f"{out.stem}-{len(files) + 1:02d}")
                 about = {"item": item, "modality": kind, "seed": seed + place}
@@ -73,6 +77,24 @@ def generate(
         typer.echo(json.dumps({"out": str(out), "pictures": files}, indent=2, ensure_ascii=False))
         return
     say(f"{out}: {len(files)} pictures on one sheet, each also in a file of its own" if len(files) > 1 else f"{out}")
+
+
+def _drawing(
+    fitted: "FuseMix", generator: "Generator | Draw", n: int, seed: int, steps: int | None, guidance: float | None
+) -> Callable[[str, str, "Progress"], "list[Image]"]:
+    """Return what draws n pictures from an item of a modality, or from words as the pipeline itself does."""
+    from fusemix.generation import Generator
+
+    def draw(item: str, kind: str, progress: "Progress") -> "list[Image]":
+        if kind != WORDS:
+            raw = item if fitted.sides_[kind].kind == "text" else Path(item)
+            how = {"n": n, "seed": seed}
+            return fitted.generate([raw], generator, kind, **how, steps=steps, guidance=guidance, progress=progress)[0]
+        if not isinstance(generator, Generator):
+            raise DataError(f"--compare {item!r}: no such file, and a function of yours draws from conditions only")
+        return generator.prompt(item, range(seed, seed + n), steps, guidance)
+
+    return draw
 
 
 def _open(pipeline: str) -> "Generator | Draw":
