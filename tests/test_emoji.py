@@ -63,7 +63,7 @@ def test_the_ten_come_first_and_what_competes_is_left_out(painter, data, monkeyp
 def test_a_word_that_several_share_says_nothing_alone(painter):
     row = {"name": "dog face", "keywords": "animal, dog, pet"}
     texts = painter.texts_of(row, Counter({"dog": 1, "face": 5, "animal": 9, "pet": 1}))
-    assert texts[0] == "dog face" and texts[1] == "dog face: animal, pet"
+    assert texts[:2] == ["dog face", "dog face: animal, pet"] and set(texts[2:4]) == {"animal dog face", "pet dog face"}
     assert texts[-2:] == ["dog", "pet"] and "animal" not in texts and "face" not in texts
 
 
@@ -85,7 +85,7 @@ def test_noise_on_a_condition_keeps_its_length_and_its_neighbourhood(painter):
     latents = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
     moved = painter.disturbed(latents, torch.Generator().manual_seed(1))
     cosines = F.cosine_similarity(latents, moved)
-    assert torch.allclose(moved.norm(dim=1), torch.tensor(8.0)) and cosines.min() > 0.5 and cosines.max() > 0.99
+    assert torch.allclose(moved.norm(dim=1), torch.tensor(8.0)) and cosines.min() > 0.2 and cosines.max() > 0.99
 
 
 def test_shots_are_so_many_of_each_class_and_nested_measures_hold(painter):
@@ -98,3 +98,30 @@ def test_shots_are_so_many_of_each_class_and_nested_measures_hold(painter):
         assert (np.bincount(table.shots(sounds, count, 3).classes) == expected).all()
     assert table.half_width(np.array([1.0, 2, 3])) == pytest.approx(2.484, abs=1e-3)
     assert table.spread([]) == "" and painter.as_image(torch.ones(3, 4, 4)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sounds_are_landed_drawn_and_judged(painter, monkeypatch, tmp_path):
+    """The whole second half, on ten classes that anything tells apart."""
+    table = load("table")
+    monkeypatch.setattr(painter, "SIDE", 8)
+    monkeypatch.setattr(table, "FIT", {"epochs": 200})
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(10), 4)
+    audio, text = (rng.normal(size=(10, 12)).astype(np.float32)[classes] for _ in range(2))
+    sounds = table.Sounds(audio, text, classes, [f"audio/{i}.ogg" for i in range(40)])
+    found = table.conditions((sounds, sounds, 0, 0))
+    assert next(iter(found)) == "FuseMix" and "shuffled pairs" in found and "ridge with the prior" in found
+    own = F.normalize(torch.tensor(text[::4]), dim=1)
+    judge = lambda wanted: (F.normalize(wanted, dim=1) @ own.T).argmax(dim=1).numpy()  # noqa: E731
+    assert (judge(found["FuseMix"]) == classes).all() and (judge(found["nearest training caption"]) == classes).all()
+    assert (judge(found["shuffled pairs"]) == classes).mean() < 0.5 and table.probe(sounds, sounds) == 100
+    unet = painter.make_unet(12).eval()
+    unet.save_pretrained(tmp_path / "painter")
+    figure, pictures = table.measure(unet, lambda pictures: classes, found["FuseMix"], classes)
+    assert figure == 100 and pictures.shape == (40, 3, 8, 8)
+    table.write_sheet(pictures[::4], pictures, sounds, tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").convert("RGB").height > 10 * 96
+    monkeypatch.setenv("EMOJI_PAINTER", str(tmp_path / "painter"))
+    drawn = painter.paint(found["FuseMix"][:2].numpy(), [0, 1])
+    assert [np.array(each).shape for each in drawn] == [(8, 8, 3)] * 2
+    assert np.array_equal(np.array(drawn[1]), np.array(painter.as_image(pictures[1])))

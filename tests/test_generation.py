@@ -13,6 +13,7 @@ import fusemix as fm
 import pipelines
 from fusemix.encoders import load_encoder
 from fusemix.errors import DataError, EncoderError, MismatchError, MissingExtraError, StoreError
+from fusemix.generation import generate
 from pipelines import (
     SIDE,
     encode_sound,
@@ -24,7 +25,7 @@ from pipelines import (
 )
 from test_cli import fusemix
 
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 IP = "sd#ip/ip-adapter.safetensors"
 WORDS = ["a dog barks", "rain on a roof", "waves at sea", "a siren", "an old clock", "a rooster"]
 
@@ -192,10 +193,82 @@ def test_an_adapter_that_is_none_or_of_another_kind_is_told(place, tmp_path):
     refused(file, "could not load it")
 
 
+def test_an_adapter_that_lacks_weights_or_keeps_them_elsewhere_is_told(place, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(place / "ip", tmp_path / "ip")
+    weights = tmp_path / "ip" / "image_encoder" / "model.safetensors"
+    kept = {key: value for key, value in load_file(weights).items() if "visual_projection" not in key}
+    save_file(kept, weights, metadata={"format": "pt"})
+    spec = f"{place / 'sd'}#{tmp_path / 'ip' / 'ip-adapter.safetensors'}"
+    with pytest.raises(
+        EncoderError, match="image encoder beside it lacks visual_projection.weight, which would be rand"
+    ):
+        fm.Generator(spec)
+    index = json.dumps({"metadata": {}, "weight_map": {"visual_projection.weight": "more.bin"}})
+    (tmp_path / "ip" / "image_encoder" / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(EncoderError, match=r"keeps weights in 'more.bin'; wanted .safetensors files"):
+        fm.Generator(spec)
+    shutil.copytree(place / "sd", tmp_path / "sd")
+    (tmp_path / "sd" / "text_encoder" / "model.safetensors.index.json").write_text(index)
+    for load in (
+        lambda: fm.Generator(str(tmp_path / "sd")),
+        lambda: load_encoder(f"diffusers:{tmp_path / 'sd'}", "text"),
+    ):
+        with pytest.raises(EncoderError, match=r"keeps weights in 'more.bin'; wanted .safetensors files"):
+            load()
+
+
+def test_an_image_encoder_that_no_argument_of_the_pipeline_reads_conditions_nothing(place, tmp_path):
+    """Stable Diffusion would swallow image_embeds, and draw the same from every sound."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(place / "sd", use_safetensors=True)
+    pipeline.load_ip_adapter(str(place / "ip"), subfolder="", weight_name="ip-adapter.safetensors")
+    encoder, processor = pipeline.image_encoder, pipeline.feature_extractor
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(place / "sd", use_safetensors=True)
+    pipeline.register_modules(image_encoder=encoder, feature_extractor=processor)
+    pipeline.save_pretrained(tmp_path / "both")
+    with pytest.raises(EncoderError, match="is not conditioned on image items: it is conditioned on text items"):
+        load_encoder(f"diffusers:{tmp_path / 'both'}", "image")
+    assert load_encoder(f"diffusers:{tmp_path / 'both'}", "text").encode(["a"]).shape == (1, 384)
+
+
+def test_what_cannot_be_drawn_is_told(models, place):
+    generator = fm.Generator(str(place / "sd"))
+    with pytest.raises(DataError, match="sd takes conditions of 384 numbers, got 7"):
+        generator.draw("text", np.zeros((1, 7), np.float32), [0])
+    for seed in (-1, 2**63):
+        with pytest.raises(DataError, match="a seed is a number from 0 and below 2.63"):
+            models["sd"].generate([place / "1.wav"], generator, seed=seed)
+    generator.pipeline.vae = None
+    with pytest.raises(EncoderError, match="sd .StableDiffusionPipeline. could not draw: AttributeError: "):
+        generator.prompt("a dog", [0], steps=1)
+    generator.pipeline.encode_prompt = lambda prompt: None
+    with pytest.raises(EncoderError, match="encodes texts in a way that is not known here"):
+        generator.draw("text", np.zeros((1, 384), np.float32), [0])
+
+
+def test_every_step_is_told(place):
+    for name in ("sd", "kandinsky"):
+        heard = []
+        generator = fm.Generator(str(place / name))
+        generator.prompt("a dog", [0, 1], steps=3, progress=lambda *said, heard=heard: heard.append(said))
+        assert heard == [*(("draw", 0, 2, f"step {step} of 3") for step in (1, 2, 3)), ("draw", 2, 2, "")]
+
+
+def test_a_pipeline_is_loaded_in_the_precision_of_the_latents(place):
+    """A hash of weights sees their precision: what was extracted in bfloat16 is drawn in bfloat16 anywhere."""
+    half = load_encoder(f"diffusers:{place / 'sd'}", "text", precision="bfloat16")
+    pairs = np.random.default_rng(0).normal(size=(2, 1, 384)).astype(np.float32)
+    drawn = generate(str(place / "sd"), "text", half.fingerprint, pairs[0], 1, 0, 1, None, lambda *said: None)
+    assert drawn[0][0].size == (SIDE, SIDE)
+    with pytest.raises(MismatchError, match="weights"):
+        fm.Generator(str(place / "sd")).check("text", half.fingerprint)
+
+
 def test_a_decoder_without_an_encoder_is_told(place, tmp_path):
     fm.Generator(str(place / "kandinsky")).pipeline.decoder_pipe.save_pretrained(tmp_path / "decoder")
     with pytest.raises(
-        EncoderError, match="decoder .* is not conditioned on image items: it has no encoder of its own"
+        EncoderError, match="decoder .* is not conditioned on image items: it takes no latents that it has an encoder"
     ):
         fm.Generator(str(tmp_path / "decoder")).expects("image")
 
@@ -221,6 +294,8 @@ def test_a_function_is_a_generator(models, place):
     assert seen == [((3, 384), [7, 8, 9])] and pictures[0][2].getpixel((0, 0)) == (9, 0, 0)
     with pytest.raises(DataError, match="was to give 1 PIL images"):
         models["sd"].generate([place / "1.wav"], lambda conditions, seeds: [None])
+    with pytest.raises(DataError, match="the function that draws failed: ZeroDivisionError: division by zero"):
+        models["sd"].generate([place / "1.wav"], lambda conditions, seeds: 1 / 0)
     with pytest.raises(DataError, match="steps and guidance are of a pipeline"):
         models["sd"].generate([place / "1.wav"], draw, steps=3)
 
@@ -261,7 +336,9 @@ def test_pickled_weights_are_never_read(place, tmp_path):
 
 
 def test_a_pipeline_that_is_none_or_damaged_is_told(place, tmp_path):
-    with pytest.raises(EncoderError, match="no such folder"):
+    with pytest.raises(
+        EncoderError, match="no pipeline of diffusers .*nowhere': no such folder .* wanted the folder of"
+    ):
         fm.Generator(str(tmp_path / "nowhere"))
     shutil.copytree(place / "sd", tmp_path / "cut")
     weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
@@ -291,8 +368,9 @@ def test_the_verb_draws_one_picture_that_says_how_it_was_made(words, place):
         facts = json.loads(picture.text["fusemix"])
         assert picture.size == (SIDE, SIDE)
     assert facts == {
-        "model": "sd-model", "pipeline": "sd", "steps": 1, "guidance": None, "item": "1.wav", "modality": "audio",
-        "seed": 7,
+        "fusemix": fm.__version__, "model": "sd-model", "pipeline": str(place / "sd"),
+        "diffusers": diffusers.__version__, "num_inference_steps": 1, "guidance_scale": 7.5, "item": "1.wav",
+        "modality": "audio", "seed": 7,
     }  # fmt: skip
 
 
@@ -328,7 +406,7 @@ def test_words_are_compared_also_where_images_condition_the_pipeline(place):
         (("1.wav", "-o", "one.jpg"), "-o one.jpg: wanted the name of a .png file"),
         (("nothing.wav", "-o", "x.png"), "nothing.wav"),
         (("t.csv", "-o", "x.png"), "t.csv"),
-        (("1.wav", "-o", "x.png", "--pipeline", "nowhere"), "no encoder 'nowhere': no such folder"),
+        (("1.wav", "-o", "x.png", "--pipeline", "nowhere"), "no pipeline of diffusers 'nowhere': no such folder"),
         (("1.wav", "-o", "x.png", "--from", "sound"), "no modality 'sound'; found: "),
     ],
 )

@@ -193,6 +193,17 @@ def test_a_model_keeps_real_latents_of_the_locked_space_as_many_as_asked_for(mon
     assert len(fm.FuseMix(lock="y", epochs=1).fit(x, y).adapters_["x"].known) == 5
 
 
+def test_latents_too_wide_for_closed_forms_are_fitted_without_them(monkeypatch, tmp_path):
+    """A sequence of tokens has 59,136 numbers: one covariance would take 28 GB."""
+    monkeypatch.setattr(fit, "WIDEST", 15)  # x is twenty wide
+    x, y = arrays(60)
+    model = fm.FuseMix(lock="y", epochs=2).fit(x, y, out=tmp_path / "m")
+    model.save(tmp_path / "m")
+    assert model.baselines_ == {} and fm.FuseMix.load(tmp_path / "m").baselines_ == {}
+    assert "no ridge and CCA to compare with: latents of 20 numbers" in " ".join(model.facts_["notes"])
+    assert "ridge" not in str(model.evaluate(fm.Latents.from_arrays(x=x, y=y)))
+
+
 def test_a_locked_model_is_saved_and_a_fit_goes_on(tmp_path):
     x, y = arrays(100)
     model = fm.FuseMix(lock="y", epochs=6).fit(x, y, out=tmp_path / "m")

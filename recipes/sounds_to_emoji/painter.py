@@ -9,6 +9,7 @@ latents of names and keywords, and never meets a sound.
 import argparse
 import csv
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,7 +40,7 @@ BATCH = 64
 LR = 1.5e-3
 TEXTS = 12  # per emoji at most, see `texts_of`
 APART, WORDS_APART = 0.35, 0.6  # cosine of names, and of keywords: what is nearer to a class word would compete with it
-NOISE = 1.0  # of the condition, at most, as a multiple of its length: neighbours of a name must draw the same
+NOISE = 2.0  # of the condition, at most, as a multiple of its length: neighbours of a name must draw the same
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,11 @@ def words_of(row: dict[str, str]) -> set[str]:
 
 
 def texts_of(row: dict[str, str], known: Counter[str]) -> list[str]:
-    """Return ways to say what an emoji shows: its name, with keywords, these alone, and each word that is its alone."""
-    words = sorted(words_of(row) - set(row["name"].split()))
-    some = np.random.default_rng(len(row["name"])).permutation(words)[: max(1, len(words) // 2)].tolist()
-    texts = [row["name"], f"{row['name']}: {', '.join(words)}", f"{row['name']}, {', '.join(some)}"]
+    """Return ways to say what an emoji shows: its name, alone and with keywords, and each word that is its alone."""
+    name, words = row["name"], sorted(words_of(row) - set(row["name"].split()))
+    some = np.random.default_rng(len(name)).permutation(words)[:3].tolist()
     own = [word for word in sorted(words_of(row)) if known[word] == 1]
-    return [*texts, ", ".join(words) or row["name"], *own][:TEXTS]
+    return [name, f"{name}: {', '.join(words)}", *(f"{word} {name}" for word in some), *own][:TEXTS]
 
 
 def picture(path: Path) -> Tensor:
@@ -187,12 +188,23 @@ def draw(unet: UNet2DConditionModel, conditions: Tensor, seeds: Sequence[int], s
     return pictures.clamp(-1, 1)
 
 
+def as_image(picture: Tensor) -> Image.Image:
+    """(3, SIDE, SIDE) in [-1, 1] to an image."""
+    return Image.fromarray(((picture + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def paint(conditions: NDArray[np.float32], seeds: Sequence[int]) -> list[Image.Image]:
+    """Draw: the generator of `fusemix generate --pipeline painter.py:paint`; EMOJI_PAINTER names what `main` wrote."""
+    unet = UNet2DConditionModel.from_pretrained(os.environ["EMOJI_PAINTER"]).eval()
+    return [as_image(picture) for picture in draw(unet, torch.from_numpy(conditions), seeds)]
+
+
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=2800)
     given = parser.parse_args()
     train(open_emoji(given.data / "emoji"), given.steps).save_pretrained(given.out)
 

@@ -159,17 +159,18 @@ def _score_one_way(
 
 
 def score_landing(land: Embed, latents: Latents, locked: str) -> Closeness | None:
-    """Compare what lands in a locked space with the latents that it is paired with, on 2,000 pairs at most.
+    """Compare conditions with the latents of the locked space that they are paired with, on 2,000 of these at most.
 
     Args:
         land: maps (modality, latents (N, D)) into the locked space.
-        latents: the pairs to measure on; of fewer than four nothing can be said.
+        latents: the pairs to measure on; of fewer than four items of the locked space nothing can be said.
         locked: the modality whose latents the space is made of.
     """
-    if len(latents) < 4:
+    first = np.unique(latents.rows[locked], return_index=True)[1]  # each item once: halves of it are compared
+    if len(first) < 4:
         return None
     free = next(name for name in latents.modalities if name != locked)
-    some = np.unique(np.linspace(0, len(latents) - 1, LANDINGS).round().astype(np.int64))
+    some = first[np.unique(np.linspace(0, len(first) - 1, LANDINGS).round().astype(np.int64))]
     landed, real = (land(name, latents.items[name].rows.take(latents.rows[name][some])) for name in (free, locked))
     return closeness(landed, real)
 

@@ -35,6 +35,7 @@ LOG_STEPS = 100
 DIVERGED = "diverged.json"  # ids of the batch after which nothing was a number, by modality
 TRIAL_FLOPS = 2e11  # of the largest step that is tried before a forecast: a few seconds
 SETTLED, SETTLED_NUMBERS = 20_000, 2**26  # training items, and numbers in them, at most that say where a landing lies
+WIDEST = 10_000  # numbers in a latent that closed forms are fitted to: a covariance takes 0.8 GB, and it takes several
 KNOWN_NUMBERS = 2**25  # in the real latents that a model keeps of a locked space: 128 MiB
 TRIAL_PAIRS = 10_000  # of the largest validation that is tried: a few seconds, too
 LOOK_STEPS = 20  # steps whose mean loss is shown; a GPU is not stopped more often than that to ask for it
@@ -87,6 +88,8 @@ def fit_adapters(
     """
     health = check_pairs(train)
     notes = [note for found in health.values() for note in found.notes()]
+    if widest(train) > WIDEST:
+        notes.append(f"no ridge and CCA to compare with: latents of {widest(train):,} numbers are too wide for them")
     if val is not None:
         health |= {f"val {name}": found for name, found in check_validation(train, val).items()}
     with Interrupts(out is not None) as interrupts:
@@ -100,26 +103,24 @@ def fit_adapters(
     kept = run.keep_best()
     sides = [side.cpu().eval() for side in run.adapters.sides]
     adapters = dict(zip(train.modalities, sides, strict=True))
-    if config.lock != "none":
-        _settle(adapters, train, config, kept["temperature"])
+    if run.adapters.landing is not None:
+        _settle(run.adapters.landing, train, config, kept["temperature"])
     return Fitted(
         adapters, kept["temperature"], run.history, int(kept["epoch"]), notes, run.order.batch_size, run.earlier
     )
 
 
-def _settle(adapters: dict[str, AnyAdapter], train: Latents, config: FitConfig, temperature: float) -> None:
+def _settle(landing: Landing, train: Latents, config: FitConfig, temperature: float) -> None:
     """Give what lands in a locked space the mean and spread of it, and real latents to be drawn towards."""
-    locked = train.modalities["xy".index(config.lock)]
-    for modality, side in adapters.items():
-        if isinstance(side, Landing):
-            rows, cpu = train[modality].rows, torch.device("cpu")
-            items = rows.take(_spaced(len(rows), min(SETTLED, SETTLED_NUMBERS // config.dim)))
-            side.settle(in_blocks(side.land, items, cpu))
-            known = min(config.prior, KNOWN_NUMBERS // config.dim)
-            if known:
-                some = train.rows[locked][_spaced(len(train), known)]
-                side.remember(train.items[locked].rows.take(some), torch.tensor(temperature))
-                side.settle_conditions(in_blocks(side.condition, items, cpu))
+    free, locked = train.modalities if config.lock == "y" else train.modalities[::-1]
+    rows, cpu = train[free].rows, torch.device("cpu")
+    items = rows.take(_spaced(len(rows), min(SETTLED, SETTLED_NUMBERS // config.dim)))
+    landing.settle(in_blocks(landing.land, items, cpu))
+    known = min(config.prior, KNOWN_NUMBERS // config.dim)
+    if known:
+        some = train.rows[locked][_spaced(len(train), known)]
+        landing.remember(train.items[locked].rows.take(some), torch.tensor(temperature))
+        landing.settle_conditions(in_blocks(landing.condition, items, cpu))
 
 
 def _spaced(count: int, most: int) -> NDArray[np.int64]:
@@ -214,13 +215,20 @@ def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | N
 
 
 def fit_baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
-    """Fit ridge and CCA on the same pairs."""
+    """Fit ridge and CCA on the same pairs; nothing where latents are wider than WIDEST."""
+    if widest(train) > WIDEST:
+        return {}
     progress("fit baselines", 0, 1)
     x, y = (train.items[name].rows for name in train.modalities)
     rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
     forms = fit_closed_forms(x, y, rows, train.groups, seed)
     progress("fit baselines", 1, 1)
     return forms
+
+
+def widest(train: Latents) -> int:
+    """Return how many numbers a latent has, of the wider modality."""
+    return max(train.items[name].rows.shape[1] for name in train.modalities)
 
 
 def _time_step(trainer: Trainer, batch: list[Tensor]) -> tuple[float, float]:

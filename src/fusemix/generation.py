@@ -17,8 +17,16 @@ from PIL.Image import Image
 
 from fusemix.data.store import difference
 from fusemix.encoders import ip_adapter
-from fusemix.encoders.conditioning import check_kind, condition_texts, describe, image_tower, load_pipeline
-from fusemix.encoders.huggingface import Checkpoint, choose_device, choose_precision
+from fusemix.encoders.conditioning import (
+    check_kind,
+    condition_texts,
+    decoder_of,
+    describe,
+    find_pipeline,
+    image_tower,
+    load_pipeline,
+)
+from fusemix.encoders.huggingface import choose_device, choose_precision
 from fusemix.errors import DataError, EncoderError, MismatchError
 from fusemix.progress import Progress, silent
 
@@ -27,6 +35,8 @@ Draw = Callable[[Conditions, Sequence[int]], Sequence[Image]]
 """A generator of one's own: conditions (n, D) and n seeds in, n pictures out."""
 SAME = ("condition", "shapes", "weights", "preprocessing")  # whatever the pipeline is called
 PIECE = 4  # pictures that are drawn at a time
+SEEDS = 2**63  # from 0
+Noise = list[torch.Generator]
 
 
 class Generator:
@@ -40,6 +50,7 @@ class Generator:
 
     Attributes:
         name: of the pipeline.
+        source: what loads it again: a hub id is pinned to its commit.
         pipeline: of diffusers.
 
     Raises:
@@ -48,28 +59,24 @@ class Generator:
     """
 
     def __init__(self, spec: str, device: str | None = None, precision: str | None = None) -> None:
-        where, adapter = ip_adapter.split(spec.removeprefix("diffusers:"))
-        checkpoint = Checkpoint.of(where, "model_index.json")
+        where, self._adapter = ip_adapter.split(spec.removeprefix("diffusers:"))
+        checkpoint = find_pipeline(where)
         target = torch.device(device) if device else choose_device()
-        self.name = spec if adapter else checkpoint.name
-        self.pipeline = load_pipeline(checkpoint, choose_precision(precision, target), adapter).to(target)
+        self.name = checkpoint.name + (f"#{self._adapter}" if self._adapter else "")
+        self.source = checkpoint.source + (f"#{self._adapter}" if self._adapter else "")
+        self.pipeline = load_pipeline(checkpoint, choose_precision(precision, target), self._adapter).to(target)
         self.pipeline.set_progress_bar_config(disable=True)
-        # Kandinsky is two pipelines: words to an image embedding, and that to a picture.
-        self._prior = getattr(self.pipeline, "prior_pipe", None)
-        self._decoder = getattr(self.pipeline, "decoder_pipe", self.pipeline)
-        self._takes = set(signature(self._decoder.__call__).parameters)
-        self._has_adapter = adapter is not None
+        self._prior, self._decoder = getattr(self.pipeline, "prior_pipe", None), decoder_of(self.pipeline)
+        self._defaults = {name: each.default for name, each in signature(self._decoder.__call__).parameters.items()}
         self._facts: dict[str, dict[str, Any]] = {}
 
     def expects(self, kind: str) -> dict[str, Any]:
         """Return what conditions the pipeline, see `encoders.conditioning.describe`.
 
         Raises:
-            EncoderError: it is not conditioned on items of this kind, or not from outside.
+            EncoderError: it is not conditioned on items of this kind.
         """
-        check_kind(self.pipeline, kind, self.name)
-        if not self._takes & {"prompt_embeds", "image_embeds"}:
-            raise EncoderError(f"{self.name} ({type(self.pipeline).__name__}) takes no condition but its own")
+        check_kind(self.pipeline, kind, self.name, self._adapter)
         if kind not in self._facts:
             self._facts[kind] = describe(self.pipeline, kind)
         return self._facts[kind]
@@ -89,7 +96,7 @@ class Generator:
         if differs:
             raise MismatchError(
                 f"{self.name} is conditioned by another encoder than the model was fitted for "
-                f"({encoder.get('name')}): {differs}; extract with diffusers:{self.name} and fit again"
+                f"({encoder.get('name')}): {differs}; extract with diffusers:{self.source} and fit again"
             )
 
     def draw(
@@ -106,43 +113,79 @@ class Generator:
             guidance: scale of classifier-free guidance; None is the pipeline's default.
             progress: called after every few pictures.
         """
-        sampled = _given(num_inference_steps=steps, guidance_scale=guidance)
-        pictures: list[Image] = []
-        for start in range(0, len(conditions), PIECE):
-            progress("draw", start, len(conditions), "")
-            piece = torch.from_numpy(np.asarray(conditions[start : start + PIECE], dtype=np.float32))
-            noise = _noise(seeds[start : start + PIECE])
-            pictures += self._decoder(**self._arguments(kind, piece, guidance), generator=noise, **sampled).images
-        progress("draw", len(conditions), len(conditions), "")
-        return pictures
+        given = torch.from_numpy(np.asarray(conditions, dtype=np.float32))
+        return self._pieces(
+            lambda some, noise: self._arguments(kind, given[some], guidance), seeds, steps, guidance, progress
+        )
 
     def prompt(
-        self, text: str, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None
-    ) -> list[Image]:
+        self, text: str, seeds: Sequence[int], steps: int | None = None, guidance: float | None = None,
+        progress: Progress = silent,
+    ) -> list[Image]:  # fmt: skip
         """Draw one picture for each seed from words, as the pipeline itself does, whatever else conditions it.
 
         Raises:
             EncoderError: it draws from images only.
         """
-        if image_tower(self.pipeline) is not None and self._prior is None and not self._has_adapter:
+        if image_tower(self.pipeline) is not None and self._prior is None and not self._adapter:
             raise EncoderError(
                 f"{self.name} ({type(self.pipeline).__name__}) draws from images: give a file, not words"
             )
-        sampled = _given(num_inference_steps=steps, guidance_scale=guidance)
-        pictures: list[Image] = []
         with self._without_adapter():
-            for start in range(0, len(seeds), PIECE):
-                noise = _noise(seeds[start : start + PIECE])
-                given = self._of_words([text] * len(noise), noise, guidance)
-                pictures += self._decoder(**given, generator=noise, **sampled).images
+            return self._pieces(
+                lambda some, noise: self._of_words([text] * len(noise), noise, guidance),
+                seeds,
+                steps,
+                guidance,
+                progress,
+            )
+
+    def sampler(self, steps: int | None, guidance: float | None) -> dict[str, Any]:
+        """Return steps and guidance as they are used, with the defaults of the pipeline."""
+        given = {"num_inference_steps": steps, "guidance_scale": guidance}
+        return {name: self._defaults.get(name) if value is None else value for name, value in given.items()}
+
+    def _pieces(
+        self, arguments: Callable[[slice, Noise], dict[str, Any]], seeds: Sequence[int], steps: int | None,
+        guidance: float | None, progress: Progress,
+    ) -> list[Image]:  # fmt: skip
+        """Draw a picture for each seed, a few at a time."""
+        sampler, pictures = self.sampler(steps, guidance), list[Image]()
+        for start in range(0, len(seeds), PIECE):
+            some = slice(start, start + PIECE)
+            # On the CPU: the same noise on every device.
+            noise = [torch.Generator().manual_seed(seed) for seed in seeds[some]]
+
+            def told(step: int, start: int = start) -> None:
+                progress("draw", start, len(seeds), f"step {step + 1} of {sampler['num_inference_steps']}")
+
+            given = arguments(some, noise)
+            try:
+                pictures += self._decoder(**given, **sampler, **self._steps(told), generator=noise).images
+            except Exception as error:  # only diffusers knows what its pipelines raise
+                reason = (str(error).strip().splitlines() or [""])[0]
+                name = f"{self.name} ({type(self.pipeline).__name__})"
+                raise EncoderError(f"{name} could not draw: {type(error).__name__}: {reason}") from error
+        progress("draw", len(seeds), len(seeds), "")
         return pictures
 
-    def _of_words(self, texts: list[str], noise: list[torch.Generator], guidance: float | None) -> dict[str, Any]:
+    def _steps(self, told: Callable[[int], None]) -> dict[str, Any]:
+        """Return the argument by which the pipeline tells every step."""
+
+        def after(pipeline: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
+            told(step)
+            return values
+
+        if "callback_on_step_end" in self._defaults:
+            return {"callback_on_step_end": after}
+        return {"callback": lambda step, time, latents: told(step)} if "callback" in self._defaults else {}
+
+    def _of_words(self, texts: list[str], noise: Noise, guidance: float | None) -> dict[str, Any]:
         """Return the arguments by which the decoder takes words, or what the pipeline's prior makes of them."""
         if self._prior is not None:
             embeds, nothing = self._prior(prompt=texts, generator=noise, return_dict=False)
             return {"image_embeds": embeds, "negative_image_embeds": nothing}
-        if not self._has_adapter:
+        if not self._adapter:
             return {"prompt": texts}
         nothing = torch.zeros(len(texts), *self.expects("image")["shapes"]["image_embeds"])
         return {"prompt": texts, **self._beside(nothing, guidance)}
@@ -150,12 +193,12 @@ class Generator:
     @contextmanager
     def _without_adapter(self) -> Iterator[None]:
         """Let an IP-Adapter count nothing."""
-        if self._has_adapter:
+        if self._adapter:
             self.pipeline.set_ip_adapter_scale(0.0)
         try:
             yield
         finally:
-            if self._has_adapter:
+            if self._adapter:
                 self.pipeline.set_ip_adapter_scale(1.0)
 
     def _arguments(self, kind: str, conditions: torch.Tensor, guidance: float | None) -> dict[str, Any]:
@@ -175,7 +218,7 @@ class Generator:
             empty = condition_texts(self.pipeline, [""] * count)
             nothing = {name: torch.zeros_like(part) for name, part in empty.items()} if zeros else empty
             return {**parts, **{f"negative_{name}": part for name, part in nothing.items()}}
-        if self._has_adapter:
+        if self._adapter:
             return {"prompt": [""] * count, **self._beside(parts["image_embeds"], guidance)}
         if self._prior is not None:
             with torch.inference_mode():
@@ -190,14 +233,10 @@ class Generator:
         return {"ip_adapter_image_embeds": [torch.cat(both)]}
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """Return what is not None: the rest is left to the pipeline."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _noise(seeds: Sequence[int]) -> list[torch.Generator]:
-    """Return one generator for each seed, on the CPU: the same noise on every device."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def check_seeds(seed: int, n: int) -> None:
+    """Refuse seeds that no random state can have."""
+    if not 0 <= seed <= SEEDS - n:
+        raise DataError(f"a seed is a number from 0 and below 2^63, got {seed}")
 
 
 def generate(
@@ -226,16 +265,20 @@ def generate(
         raise DataError(f"n must be at least 1, got {n}")
     if steps is not None and steps < 1:
         raise DataError(f"steps must be at least 1, got {steps}")
+    check_seeds(seed, n)
     repeated, seeds = np.repeat(conditions, n, axis=0), [seed + i for i in range(n)] * len(conditions)
     if isinstance(generator, str):
-        generator = Generator(generator)
+        generator = Generator(generator, precision=encoder.get("dtype"))
     if isinstance(generator, Generator):
         generator.check(kind, encoder)
         pictures = generator.draw(kind, repeated, seeds, steps, guidance, progress)
     else:
         if steps is not None or guidance is not None:
             raise DataError("steps and guidance are of a pipeline; a function of your own decides for itself")
-        pictures = list(generator(repeated, seeds))
+        try:
+            pictures = list(generator(repeated, seeds))
+        except Exception as error:  # a stranger's code
+            raise DataError(f"the function that draws failed: {type(error).__name__}: {error}") from error
         if len(pictures) != len(repeated) or not all(isinstance(picture, Image) for picture in pictures):
             raise DataError(f"the function was to give {len(repeated)} PIL images, one for each condition and seed")
     return [pictures[start : start + n] for start in range(0, len(pictures), n)]

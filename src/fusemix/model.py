@@ -261,8 +261,8 @@ class FuseMix:
         Raises:
             DataError: no modality of this model was locked.
         """
-        locked = bool(self.locked)  # which raises where none is
-        found: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), condition=locked).numpy()
+        _ = self.locked  # which raises where none is
+        found: NDArray[np.float32] = self._embed_tensor(modality, torch.as_tensor(latents), condition=True).numpy()
         return found
 
     def condition(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:

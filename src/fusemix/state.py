@@ -127,12 +127,13 @@ class State:
                     adapter.remember(own["known"], own["temperature"])
                 adapter.load_state_dict(own, strict=True)
             maps = load_file(folder / "baselines.safetensors")
-            baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in CLOSED_FORMS}
+            known = CLOSED_FORMS if maps else ()  # none were fitted to latents that are very wide
+            baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in known}
             first, second = saved["modalities"]
             seen = load_file(folder / "seen.safetensors")
             canaries = load_file(folder / "canaries.safetensors")
-            known = saved["params"], (first, second), sides, config
-            return cls(*known, adapters, baselines, saved["history"], saved["facts"], seen, canaries)
+            given = saved["params"], (first, second), sides, config
+            return cls(*given, adapters, baselines, saved["history"], saved["facts"], seen, canaries)
         except FileNotFoundError as error:
             message = f"{folder} holds no model ({error.filename} is missing); make one with `fusemix fit`"
             raise StoreError(message) from error

@@ -154,8 +154,9 @@ class Landing(Adapter):
     def condition(self, latents: Tensor) -> Tensor:
         """Land, and go to what the landing means among real latents: (B, D) -> (B, S), float32."""
         landed = self.land(latents)
-        if self.known is None or self.temperature is None:
+        if self.known is None:
             return landed
+        assert self.temperature is not None, "remember gives both"
         return self.offset + self.gain * posterior_mean(landed, self.known, self.temperature)
 
 

@@ -51,7 +51,7 @@ def landing_loss(
 
 @dataclass(frozen=True)
 class Closeness:
-    """How close what lands in a locked space is to what is there.
+    """How close conditions are to the latents of the locked space.
 
     Attributes:
         unexplained: squared error to the paired latents as a share of their variance: 0 is perfect, 1 always says the
@@ -72,7 +72,7 @@ class Closeness:
 
     def __str__(self) -> str:
         return (
-            f"landings leave {100 * self.unexplained:.0f} % of the variance unexplained; their length is "
+            f"conditions leave {100 * self.unexplained:.0f} % of the variance unexplained; their length is "
             f"{self.length:.2f} and their spread {self.spread:.2f} of real ones; Fréchet distance "
             f"{self.frechet:.2f} of the variance (real ones among themselves {self.floor:.2f})"
         )

@@ -8,6 +8,8 @@ Only the encoders of the pipeline are loaded, from safetensors; no code of its f
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,17 @@ from fusemix.encoders.huggingface import (
     describe_processor,
     describe_tokenizer,
     hash_weights,
+    refuse_other_weights,
 )
 from fusemix.errors import EncoderError, MissingExtraError
 
 # What `encode_prompt` returns, in its order, by how many things it returns.
 RETURNED = {2: ("prompt_embeds", "negative"), 4: ("prompt_embeds", "negative", "pooled_prompt_embeds", "negative")}
 # What encodes images in a pipeline, and what prepares them, by its own names.
-IMAGE_TOWERS = (
-    ("image_encoder", "feature_extractor"),
-    ("image_encoder", "image_processor"),
-    ("prior_image_encoder", "prior_image_processor"),
-)
+IMAGE_TOWERS = (("image_encoder", "feature_extractor"), ("prior_image_encoder", "prior_image_processor"))
 HEAVY = ("unet", "transformer", "vae", "safety_checker", "prior", "prior_prior")
+WEIGHTS = ("model", "diffusion_pytorch_model")  # what files of weights are called by either library
+FORMS = "the folder of a pipeline or its hub id, perhaps followed by #IP-ADAPTER"
 LIBRARIES = ("diffusers", "transformers")  # whose classes a pipeline may be made of
 
 
@@ -57,13 +58,13 @@ class ConditioningEncoder:
 
     def __init__(self, spec: str, kind: str, precision: str | None = None) -> None:
         where, adapter = ip_adapter.split(spec)
-        checkpoint = Checkpoint.of(where, "model_index.json")
+        checkpoint = find_pipeline(where)
         self.takes, self.batch_size = kind, 32
         self.source = f"diffusers:{checkpoint.source}" + (f"#{adapter}" if adapter else "")
         self._device = choose_device()
         dtype = choose_precision(precision, self._device)
         self.pipeline = load_pipeline(checkpoint, dtype, adapter, without=HEAVY).to(self._device)
-        check_kind(self.pipeline, kind, spec)
+        check_kind(self.pipeline, kind, spec, adapter)
         self.fingerprint: dict[str, Any] = {
             "loader": "diffusers",
             "name": checkpoint.name,
@@ -80,8 +81,18 @@ class ConditioningEncoder:
         return latents
 
 
+def find_pipeline(spec: str) -> Checkpoint:
+    """Find a pipeline of diffusers; an EncoderError where there is none."""
+    return Checkpoint.of(spec, "model_index.json", "pipeline of diffusers", FORMS)
+
+
+def decoder_of(pipeline: Any) -> Any:
+    """Return what draws: Kandinsky is two pipelines, from words to an image embedding, and from that to a picture."""
+    return getattr(pipeline, "decoder_pipe", pipeline)
+
+
 def image_tower(pipeline: Any) -> tuple[Any, Any] | None:
-    """Return what encodes the images that condition a pipeline, and what prepares them; None if none do."""
+    """Return what encodes images in a pipeline, and what prepares them; None if it has none."""
     for names in IMAGE_TOWERS:
         encoder, processor = (getattr(pipeline, name, None) for name in names)
         if encoder is not None and processor is not None:
@@ -89,15 +100,20 @@ def image_tower(pipeline: Any) -> tuple[Any, Any] | None:
     return None
 
 
-def check_kind(pipeline: Any, kind: str, name: str) -> None:
-    """Refuse a kind of items that a pipeline is not conditioned on.
+def check_kind(pipeline: Any, kind: str, name: str, adapter: str | None) -> None:
+    """Refuse a kind of items that a pipeline takes no latents of, by an argument of its own.
 
     Raises:
-        EncoderError: it is conditioned on others.
+        EncoderError: it is conditioned on others, or on nothing from outside.
     """
-    has = "image" if image_tower(pipeline) else "text" if hasattr(pipeline, "encode_prompt") else None
+    takes = signature(decoder_of(pipeline).__call__).parameters
+    has = None
+    if adapter or ("image_embeds" in takes and image_tower(pipeline)):
+        has = "image"
+    elif "prompt_embeds" in takes and getattr(pipeline, "text_encoder", None) is not None:
+        has = "text"
     if kind != has:
-        found = f"it is conditioned on {has} items" if has else "it has no encoder of its own to condition it"
+        found = f"it is conditioned on {has} items" if has else "it takes no latents that it has an encoder for"
         raise EncoderError(f"{name} ({type(pipeline).__name__}) is not conditioned on {kind} items: {found}")
 
 
@@ -136,14 +152,19 @@ def describe(pipeline: Any, kind: str) -> dict[str, Any]:
 @torch.inference_mode()
 def condition_texts(pipeline: Any, texts: Sequence[str]) -> dict[str, Tensor]:
     """Return what a pipeline makes of texts, by the name of the argument that it takes it by: (n, ...) each."""
-    with _quiet():  # a pipeline would print what it cuts off of every long text
-        found = pipeline.encode_prompt(
-            prompt=list(texts), device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-    names = RETURNED.get(len(found))
-    if names is None:
-        raise EncoderError(f"{type(pipeline).__name__} encodes texts in a way that is not known here")
-    return {name: part for name, part in zip(names, found, strict=True) if name != "negative"}
+    unknown = f"{type(pipeline).__name__} encodes texts in a way that is not known here"
+    try:
+        with _quiet():  # a pipeline would print what it cuts off of every long text
+            found = pipeline.encode_prompt(
+                prompt=list(texts), device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+    except (AttributeError, TypeError) as error:  # arguments of its own
+        raise EncoderError(f"{unknown}: {error}") from error
+    names = RETURNED.get(len(found), ())
+    parts = {name: part for name, part in zip(names, found, strict=False) if name != "negative"}
+    if not parts or not all(isinstance(part, Tensor) for part in parts.values()):
+        raise EncoderError(unknown)
+    return parts
 
 
 @torch.inference_mode()
@@ -171,6 +192,9 @@ def load_pipeline(
         raise MissingExtraError("diffusers", "generate", "a text-to-image pipeline") from error
     index = checkpoint.read_json("model_index.json") or {}
     _refuse_code(checkpoint, index, diffusers)
+    for part, made in index.items():
+        for name in WEIGHTS if isinstance(made, list) and part not in without else ():
+            refuse_other_weights(replace(checkpoint, subfolder=part), f"{name}.safetensors.index.json")
     absent = {name: None for name in without if name in index}
     with _quiet():
         pipeline = checkpoint.load(diffusers.DiffusionPipeline, dtype=dtype, use_safetensors=True, **absent)

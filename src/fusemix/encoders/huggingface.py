@@ -37,7 +37,8 @@ LONG_TEXT, LONG_REASON = 256, 300
 OFFLINE = ("hog", "minilm")  # encoders that need neither a folder nor the hub
 FORMS_OF_SPEC = (
     "hog, minilm, a transformers or sentence-transformers folder or hub id, an ONNX file, timm:NAME, "
-    "open_clip:MODEL/PRETRAINED, module:function, file.py:function, a .npy file, or several of them as A+B"
+    "open_clip:MODEL/PRETRAINED, diffusers:PIPELINE, module:function, file.py:function, a .npy file, or several "
+    "of them as A+B"
 )
 
 
@@ -58,17 +59,19 @@ class Checkpoint:
     main: str = "config.json"
 
     @classmethod
-    def of(cls, spec: str, main: str = "config.json") -> "Checkpoint":
-        """Read a folder, a hub id or `id@revision`.
+    def of(
+        cls, spec: str, main: str = "config.json", what: str = "encoder", forms: str = FORMS_OF_SPEC
+    ) -> "Checkpoint":
+        """Read a folder, a hub id or `id@revision`; `what` it is to be, and its `forms`, are for the error.
 
         Raises:
             EncoderError: a revision of a folder, or neither a folder nor a model of the hub.
         """
         if Path(spec).is_dir():
             return cls(str(Path(spec).resolve()), main=main)
-        near = get_close_matches(spec, OFFLINE)
+        near = get_close_matches(spec, OFFLINE) if what == "encoder" else []
         if near:
-            raise EncoderError(f"no encoder {spec!r}; did you mean {near[0]!r}? (an encoder is {FORMS_OF_SPEC})")
+            raise EncoderError(f"no encoder {spec!r}; did you mean {near[0]!r}? (an encoder is {forms})")
         place, _, revision = spec.partition("@")
         if revision and Path(place).is_dir():
             raise EncoderError(
@@ -77,8 +80,8 @@ class Checkpoint:
         found = cls(place, revision or None, main=main)
         if found.find(main) is None:
             raise EncoderError(
-                f"no encoder {spec!r}: no such folder in {Path.cwd()}, and no such model on the hub (or the hub was "
-                f"not reached, and the model is not in its cache); an encoder is {FORMS_OF_SPEC}"
+                f"no {what} {spec!r}: no such folder in {Path.cwd()}, and no such model on the hub (or the hub was "
+                f"not reached, and the model is not in its cache); wanted {forms}"
             )
         return found
 
@@ -167,7 +170,8 @@ class Checkpoint:
     def _failure(self, factory: Any, error: Exception) -> str:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason = reason if len(reason) <= LONG_REASON else f"{reason[:LONG_REASON]}..."
-        return f"{self.place!r}: {factory.__name__} of transformers could not load it: {reason}"
+        library = factory.__module__.partition(".")[0]
+        return f"{self.place!r}: {factory.__name__} of {library} could not load it: {reason}"
 
 
 def choose_device() -> torch.device:
@@ -200,7 +204,8 @@ def load_model(checkpoint: Checkpoint, kind: str, precision: torch.dtype) -> Any
     import transformers
 
     config = checkpoint.read_json("config.json") or {}
-    _refuse_parts_from_elsewhere(checkpoint, config)
+    refuse_other_weights(checkpoint, "model.safetensors.index.json")
+    _refuse_backbones(checkpoint, config)
     model_type = str(config.get("model_type"))
     factory = getattr(transformers, UNLISTED.get(model_type, "AutoModel"))
     model, report = checkpoint.load(factory, dtype=precision, use_safetensors=True, output_loading_info=True)
@@ -219,18 +224,26 @@ def load_model(checkpoint: Checkpoint, kind: str, precision: torch.dtype) -> Any
     return part.eval().requires_grad_(False)
 
 
-def _refuse_parts_from_elsewhere(checkpoint: Checkpoint, config: Any) -> None:
-    """Hold a model to its own safetensors files, whatever its settings say.
+def refuse_other_weights(checkpoint: Checkpoint, index_file: str) -> None:
+    """Hold a model to its own safetensors files.
 
     `use_safetensors` is a wish: what the index names is opened with `torch.load` if its name ends otherwise.
 
     Raises:
-        EncoderError: it names another file or another model.
+        EncoderError: it names another file.
     """
-    index = checkpoint.read_json("model.safetensors.index.json") or {}
+    index = checkpoint.read_json(index_file) or {}
     for file in sorted(set(map(str, index.get("weight_map", {}).values()))):
         if not re.fullmatch(r"[\w.-]+\.safetensors", file):
             raise EncoderError(f"{checkpoint.place!r} keeps weights in {file!r}; wanted .safetensors files of its own")
+
+
+def _refuse_backbones(checkpoint: Checkpoint, config: Any) -> None:
+    """Hold a model to its own weights.
+
+    Raises:
+        EncoderError: its settings name another model.
+    """
     waiting = [config]
     while waiting:
         values = waiting.pop()

@@ -10,16 +10,19 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from fusemix.encoders.huggingface import Checkpoint
+from fusemix.encoders.huggingface import Checkpoint, refuse_other_weights
 from fusemix.errors import EncoderError
 
 POOLED = "image_proj.proj.weight"  # maps an embedding to a few tokens
 
 
 def split(spec: str) -> tuple[str, str | None]:
-    """Return the pipeline and the IP-Adapter that `PIPELINE#ADAPTER` names; None where it names only a pipeline."""
+    """Return the pipeline and the IP-Adapter that `PIPELINE#ADAPTER` names; None where it names only a pipeline.
+
+    A file is given by its full path, so that it is found from anywhere.
+    """
     pipeline, _, adapter = (spec, "", "") if Path(spec).is_dir() else spec.partition("#")
-    return pipeline, adapter or None
+    return pipeline, (str(Path(adapter).resolve()) if Path(adapter).is_file() else adapter) or None
 
 
 def attach(pipeline: Any, spec: str) -> None:
@@ -37,11 +40,17 @@ def attach(pipeline: Any, spec: str) -> None:
     import transformers
 
     name = f"{spec!r} on {type(pipeline).__name__}"
-    if not hasattr(pipeline, "load_ip_adapter"):
+    if not (hasattr(pipeline, "load_ip_adapter") and hasattr(pipeline, "encode_prompt")):
         raise EncoderError(f"{name}: such a pipeline takes no IP-Adapter")
     file, beside = _find(spec)
     weights = _read(file)
-    encoder = beside.load(transformers.CLIPVisionModelWithProjection, use_safetensors=True, dtype=pipeline.dtype)
+    refuse_other_weights(beside, "model.safetensors.index.json")
+    encoder, report = beside.load(
+        transformers.CLIPVisionModelWithProjection, use_safetensors=True, dtype=pipeline.dtype, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        lacks = sorted(report["missing_keys"])
+        raise EncoderError(f"{name}: the image encoder beside it lacks {lacks[0]}, which would be random")
     wants, makes = weights[POOLED].shape[1], encoder.config.projection_dim
     if wants != makes:
         raise EncoderError(

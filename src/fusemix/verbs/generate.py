@@ -22,7 +22,7 @@ WORDS = "words"  # what a pipeline that images condition is told by itself
 
 def generate(
     model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit --lock` wrote.")],
-    items: Annotated[list[str], typer.Argument(help="Files, or words, to draw from.")],
+    items: Annotated[list[str], typer.Argument(help="Files to draw from; words, where --from says so.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write; of several pictures a sheet of all.")],
     pipeline: Annotated[
         str,
@@ -33,7 +33,9 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Of the sampler (default: the pipeline's).", min=1)] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale (default: the pipeline's).")] = None,
     seed: Annotated[int, typer.Option(help="Of the first picture of each item; the others follow.")] = 0,
-    modality: Annotated[str | None, typer.Option("--from", help="What the items are (default: by their type).")] = None,
+    modality: Annotated[
+        str | None, typer.Option("--from", help="What the items are (default: what is not locked).")
+    ] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(metavar="MODALITY=ENCODER", help="What encodes it, if it is your own code.")
     ] = None,
@@ -59,8 +61,9 @@ def generate(
     asked = [(item, modality or free) for item in items]
     reads = fitted.sides_[locked].kind == "text"
     asked += [(item, locked if reads or Path(item).exists() else WORDS) for item in compare or ()]
-    draw = _drawing(fitted, _open(pipeline), n, seed, steps, guidance)
-    facts = {"model": str(model), "pipeline": pipeline, "steps": steps, "guidance": guidance}
+    generator = _open(pipeline, fitted.sides_[locked].encoder.get("dtype"))
+    draw = _drawing(fitted, generator, n, seed, steps, guidance)
+    facts = {"fusemix": fm.__version__, "model": str(model), **_facts(pipeline, generator, steps, guidance)}
     rows, files = [], list[dict[str, Any]]()
     with Bars(quiet) as bars:
         for item, kind in asked:
@@ -83,7 +86,7 @@ def _drawing(
     fitted: "FuseMix", generator: "Generator | Draw", n: int, seed: int, steps: int | None, guidance: float | None
 ) -> Callable[[str, str, "Progress"], "list[Image]"]:
     """Return what draws n pictures from an item of a modality, or from words as the pipeline itself does."""
-    from fusemix.generation import Generator
+    from fusemix.generation import Generator, check_seeds
 
     def draw(item: str, kind: str, progress: "Progress") -> "list[Image]":
         if kind != WORDS:
@@ -92,17 +95,29 @@ def _drawing(
             return fitted.generate([raw], generator, kind, **how, steps=steps, guidance=guidance, progress=progress)[0]
         if not isinstance(generator, Generator):
             raise DataError(f"--compare {item!r}: no such file, and a function of yours draws from conditions only")
-        return generator.prompt(item, range(seed, seed + n), steps, guidance)
+        check_seeds(seed, n)
+        return generator.prompt(item, range(seed, seed + n), steps, guidance, progress)
 
     return draw
 
 
-def _open(pipeline: str) -> "Generator | Draw":
-    """Load a pipeline or a function once, for all items."""
+def _facts(pipeline: str, generator: "Generator | Draw", steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """Return what draws a picture again, beside the item and the seed."""
+    from fusemix.generation import Generator
+
+    if not isinstance(generator, Generator):
+        return {"pipeline": pipeline}
+    import diffusers
+
+    return {"pipeline": generator.source, "diffusers": diffusers.__version__, **generator.sampler(steps, guidance)}
+
+
+def _open(pipeline: str, precision: str | None) -> "Generator | Draw":
+    """Load a pipeline, in the precision of the latents that a model was fitted for, or a function."""
     from fusemix.encoders import runs_code
     from fusemix.encoders.function import find_function
     from fusemix.generation import Generator
 
     if runs_code(pipeline):
         return find_function(pipeline)
-    return Generator(pipeline)
+    return Generator(pipeline, precision=precision)
