@@ -227,7 +227,7 @@ def write_sheet(words: Tensor, sounds: Tensor, heard: Sounds, path: Path) -> Non
         some = np.flatnonzero(heard.classes == place)[:CLIPS]
         clips = ", ".join(Path(heard.files[row]).stem for row in some)
         pictures = [painter.as_image(each) for each in (words[place], *sounds[some])]
-        rows.append((f"{name}: from the word, then from clips {clips}", pictures))
+        rows.append((f"{name}: {clips}", pictures))
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows).save(path)
 
