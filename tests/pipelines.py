@@ -87,8 +87,8 @@ def save_kandinsky(folder, seed=0):
         attention_head_dim=4, resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
     movq = VQModel(
-        block_out_channels=[32, 32], norm_num_groups=4, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
-        latent_channels=4, down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[32] * 4, norm_num_groups=4, norm_type="spatial", num_vq_embeddings=12, vq_embed_dim=4,
+        latent_channels=4, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
     )  # fmt: skip
     pipeline = KandinskyV22CombinedPipeline(
         unet=unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), movq=movq,
