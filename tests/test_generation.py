@@ -97,6 +97,17 @@ def test_latents_are_what_the_pipeline_itself_makes_of_texts_and_images(place):
     assert np.array_equal(images.encode([picture]), expected.numpy())
 
 
+def test_a_sound_that_lands_where_a_text_lies_draws_what_the_text_draws(models, place, monkeypatch):
+    model, generator = models["sd"], fm.Generator(str(place / "sd"))
+    wanted = torch.tensor(model.condition([WORDS[0]], "text"))
+    monkeypatch.setattr(model.adapters_["audio"], "condition", lambda latents: wanted.expand(len(latents), -1))
+    sound, words = (
+        model.generate([item], generator, modality, n=2, seed=3, steps=2)[0]
+        for item, modality in ((place / "4.wav", "audio"), (WORDS[0], "text"))
+    )
+    assert all(np.array_equal(pixels(one), pixels(other)) for one, other in zip(sound, words, strict=True))
+
+
 def own_picture(pipeline, name, place):
     """What the pipeline itself draws from the first words or picture, by its documented arguments."""
     given = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(5)}
@@ -242,6 +253,10 @@ def test_what_cannot_be_drawn_is_told(models, place):
     generator.pipeline.vae = None
     with pytest.raises(EncoderError, match="sd .StableDiffusionPipeline. could not draw: AttributeError: "):
         generator.prompt("a dog", [0], steps=1)
+    broken = fm.Generator(str(place / "kandinsky"))
+    broken.pipeline.prior_pipe.text_encoder = None
+    with pytest.raises(EncoderError, match="kandinsky .KandinskyV22CombinedPipeline. could not draw: "):
+        broken.prompt("a dog", [0], steps=1)
     generator.pipeline.encode_prompt = lambda prompt: None
     with pytest.raises(EncoderError, match="encodes texts in a way that is not known here"):
         generator.draw("text", np.zeros((1, 384), np.float32), [0])

@@ -27,7 +27,7 @@ from fusemix.encoders.conditioning import (
     load_pipeline,
 )
 from fusemix.encoders.huggingface import choose_device, choose_precision
-from fusemix.errors import DataError, EncoderError, MismatchError
+from fusemix.errors import DataError, EncoderError, FusemixError, MismatchError
 from fusemix.progress import Progress, silent
 
 Conditions = NDArray[np.float32]
@@ -111,7 +111,11 @@ class Generator:
             seeds: n, of the noise that each picture begins with.
             steps: of the sampler; None is the pipeline's default.
             guidance: scale of classifier-free guidance; None is the pipeline's default.
-            progress: called after every few pictures.
+            progress: called after every step.
+
+        Raises:
+            DataError: conditions of another width.
+            EncoderError: it is not conditioned on items of this kind, or fails.
         """
         given = torch.from_numpy(np.asarray(conditions, dtype=np.float32))
         return self._pieces(
@@ -125,7 +129,7 @@ class Generator:
         """Draw one picture for each seed from words, as the pipeline itself does, whatever else conditions it.
 
         Raises:
-            EncoderError: it draws from images only.
+            EncoderError: it draws from images only, or fails.
         """
         if image_tower(self.pipeline) is not None and self._prior is None and not self._adapter:
             raise EncoderError(
@@ -159,9 +163,11 @@ class Generator:
             def told(step: int, start: int = start) -> None:
                 progress("draw", start, len(seeds), f"step {step + 1} of {sampler['num_inference_steps']}")
 
-            given = arguments(some, noise)
             try:
+                given = arguments(some, noise)
                 pictures += self._decoder(**given, **sampler, **self._steps(told), generator=noise).images
+            except FusemixError:
+                raise
             except Exception as error:  # only diffusers knows what its pipelines raise
                 reason = (str(error).strip().splitlines() or [""])[0]
                 name = f"{self.name} ({type(self.pipeline).__name__})"
@@ -254,11 +260,11 @@ def generate(
         seed: of the first.
         steps: of the sampler.
         guidance: of a pipeline.
-        progress: called after every few pictures.
+        progress: called after every step.
 
     Raises:
-        DataError: no picture or step, steps or guidance for a function, or a function that gives no pictures.
-        EncoderError: no such pipeline.
+        DataError: no picture, step or seed; steps or guidance for a function, or one that fails or gives no pictures.
+        EncoderError: no such pipeline, or it fails.
         MismatchError: the pipeline is conditioned by another encoder.
     """
     if n < 1:
