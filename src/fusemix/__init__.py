@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
     from fusemix.extraction import extract
     from fusemix.generation import Generator
-    from fusemix.index import Hit, Index
     from fusemix.inspection import Inspection, inspect
     from fusemix.matches import Probe
     from fusemix.model import FuseMix
-    from fusemix.opening import open_index
     from fusemix.probing import probe
+    from fusemix.search.index import Hit, Index
+    from fusemix.search.opening import open_index
     from fusemix.sound import Sound
     from fusemix.studies import study
     from fusemix.subsets import Subset, select
@@ -31,8 +31,8 @@ _HOME = {
     "Evaluation": "fusemix.evaluate",
     "FuseMix": "fusemix.model",
     "Generator": "fusemix.generation",
-    "Hit": "fusemix.index",
-    "Index": "fusemix.index",
+    "Hit": "fusemix.search.index",
+    "Index": "fusemix.search.index",
     "Inspection": "fusemix.inspection",
     "ItemError": "fusemix.data.media",
     "Latents": "fusemix.data.latents",
@@ -43,7 +43,7 @@ _HOME = {
     "extract": "fusemix.extraction",
     "inspect": "fusemix.inspection",
     "load_encoder": "fusemix.encoders",
-    "open_index": "fusemix.opening",
+    "open_index": "fusemix.search.opening",
     "open_latents": "fusemix.data.latents",
     "probe": "fusemix.probing",
     "read_pairs": "fusemix.data.pairs",

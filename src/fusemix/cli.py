@@ -34,11 +34,13 @@ from fusemix.arguments import (
     named,
     read_given,
 )
-from fusemix.errors import DataError, FusemixError, TooManyFailuresError
+from fusemix.errors import FusemixError, TooManyFailuresError
 from fusemix.verbs.fit import fit
 from fusemix.verbs.generate import generate
+from fusemix.verbs.index import add, index, remove
 from fusemix.verbs.inspect import inspect
 from fusemix.verbs.probe import probe
+from fusemix.verbs.search import search
 from fusemix.verbs.select import select
 from fusemix.verbs.study import study
 
@@ -212,66 +214,10 @@ def evaluate(
             say(f"report: {report}")
 
 
-@app.command(epilog="Example: fusemix index model/ latents/ -o index/")
-def index(
-    model: Annotated[Path, typer.Argument(help="Folder that `fusemix fit` wrote.")],
-    latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
-    out: Out,
-    modality: Annotated[str | None, typer.Option(help="Items to search among (default: the first modality).")] = None,
-    split: Annotated[str | None, typer.Option(help="Only the items of this split (default: all).")] = None,
-) -> None:
-    """Embed items for search."""
-    import fusemix as fm
-    from fusemix.terminal import say
-
-    pairs, fitted = fm.open_latents(latents), fm.FuseMix.load(model)
-    items = (pairs.only(split) if split else pairs)[modality or pairs.modalities[0]]
-    fitted.index(items).save(out)
-    say(f"{len(items):,} {items.modality} items of {fitted.config_.dim} numbers each")
-    say(f'next: fusemix search {out} "your words"')
-
-
-@app.command(context_settings=EXTRA, epilog='Example: fusemix search index/ "red running shoe" -k 5')
-def search(
-    context: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder that `fusemix index` wrote.")],
-    query: Annotated[str, typer.Argument(help="Words, or the name of a file.")],
-    k: Annotated[int, typer.Option("-k", help="Number of hits.", min=1)] = 10,
-    modality: Annotated[str | None, typer.Option("--from", help="What the query is (default: by its type).")] = None,
-    image: Annotated[
-        list[str] | None, typer.Option(metavar="ENCODER", help="What encodes pictures, if it is your own code.")
-    ] = None,
-    text: Annotated[
-        list[str] | None, typer.Option(metavar="ENCODER", help="What encodes texts, if it is your own code.")
-    ] = None,
-    decode: Decode = None,
-    as_json: Json = False,
-) -> None:
-    """Find the items nearest to a text or a file.
-
-    An index never runs code by itself: a modality that your own function encoded needs --NAME module:function here, and
-    one that your own function decoded needs --decode.
-    """
-    import fusemix as fm
-    from fusemix.data.items import SUFFIXES
-    from fusemix.data.media import is_file
-    from fusemix.terminal import show_hits
-
-    opened = fm.open_index(folder)
-    encoders, decoders = modalities(context, image, text), named("decode", decode)
-    for name in {**encoders, **decoders}:
-        opened.model.use_encoder(name, encoders.get(name), decode=decoders.get(name))
-    if not query.strip():
-        raise DataError("nothing to search for: the query is empty")
-    path = Path(query)
-    meant = " " not in query and path.suffix.lower() in SUFFIXES  # to search for the name would look like success
-    hits = opened.search(path if is_file(path) or (meant and modality is None) else query, k, modality)
-    if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False))
-        return
-    show_hits(hits)
-
-
+app.command(epilog="Example: fusemix index model/ latents/ -o index/")(index)
+app.command(epilog="Example: fusemix add index/ new-latents/")(add)
+app.command(epilog='Example: fusemix remove index/ --where "split = test"')(remove)
+app.command(context_settings=EXTRA, epilog='Example: fusemix search index/ "red running shoe" -k 5')(search)
 app.command(epilog="Example: fusemix generate model/ siren.wav -o siren.png --pipeline sd/ -n 4")(generate)
 app.command(epilog="Example: fusemix study latents/ -o study/ --only quantity,diversity")(study)
 

@@ -24,10 +24,11 @@ from fusemix.errors import DataError, MismatchError, NotFittedError, choices
 from fusemix.evaluate import Evaluation, chance, score, score_landing
 from fusemix.fit import fit_adapters, fit_baselines, foresee, locked
 from fusemix.generation import Draw, Generator, generate
-from fusemix.index import Index
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
 from fusemix.ranks import join_ranks, ranks
+from fusemix.search.index import Index
+from fusemix.search.space import Space
 from fusemix.seen import note_seen, overlap
 from fusemix.state import Side, State, claim
 from fusemix.training import checkpoint
@@ -320,11 +321,9 @@ class FuseMix:
             close,
         )
 
-    def index(self, items: ItemLatents) -> Index:
-        """Embed the items of one modality, such as `latents["image"]`, for search."""
-        self._side(items.modality).check(items)
-        facts = {"modality": items.modality, "kind": items.kind, "root": str(items.root)}
-        return Index(self._embed_tensor(items.modality, items.rows), items.items, facts, self)
+    def index(self, *items: ItemLatents, dtype: str = "float32") -> Index:
+        """Embed the items of one or several modalities, such as `latents["image"]`, for search; see `Index.of`."""
+        return Index.of(Space([self._fitted()]), *items, dtype=dtype)
 
     def save(self, folder: str | Path) -> None:
         """Write the model as a folder, see `state`."""

@@ -13,9 +13,9 @@ from fusemix.align.metrics import CUTOFFS
 from fusemix.curves import draw_curves, new_figure
 from fusemix.data.latents import Latents
 from fusemix.evaluate import Evaluation
-from fusemix.index import Hit
 from fusemix.model import FuseMix
 from fusemix.page import inline, thumbnail, write_page
+from fusemix.search.index import Hit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

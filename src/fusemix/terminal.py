@@ -17,7 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
-    from fusemix.index import Hit
+    from fusemix.search.index import Hit
     from fusemix.survey import Forecast
     from fusemix.training.forecast import Forecast as FitForecast
 
@@ -207,6 +207,8 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 
 def show_hits(hits: "Sequence[Hit]") -> None:
     """Print hits, best first."""
+    if not hits:
+        say("nothing: no item fulfils the conditions")
     for place, hit in enumerate(hits, 1):
         say(f"{place:>3}  {hit.score:6.3f}  {hit.text if hit.text is not None else _place(hit)}")
 

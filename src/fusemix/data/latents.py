@@ -53,6 +53,8 @@ class ItemLatents:
         root: folder that file names are relative to.
         canaries: (16, D) latents of the encoder's canary items; None where it has none.
         decode: fingerprint of the user's own decoder; None for ours.
+        columns: the user's plain columns and the split, n rows, of the first pair that each item occurs in; None where
+            it is not known in which pairs.
     """
 
     modality: str
@@ -64,6 +66,7 @@ class ItemLatents:
     root: Path = Path()
     canaries: Tensor | None = None
     decode: dict[str, Any] | None = None
+    columns: LateTable | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +97,8 @@ class ItemLatents:
 
     def select(self, rows: NDArray[np.int64]) -> "ItemLatents":
         """Return some of the items, in this order; reads nothing."""
-        return replace(self, late=self.late.take(rows), rows=self.rows.select(rows))
+        columns = self.columns.take(rows) if self.columns is not None else None
+        return replace(self, late=self.late.take(rows), rows=self.rows.select(rows), columns=columns)
 
     def numpy(self) -> NDArray[Any]:
         """(n, D) as a numpy array."""
@@ -127,10 +131,13 @@ class Latents:
         """Items of one modality that occur in these pairs, in order of their place in the store."""
         if modality not in self.items:
             raise DataError(f"no modality {modality!r} in these latents; {choices(modality, self.items)}")
-        items, keep = self.items[modality], np.unique(self.rows[modality])
-        if len(keep) == len(items):
-            return items
-        return items.select(keep)
+        items, (keep, first) = self.items[modality], np.unique(self.rows[modality], return_index=True)
+        chosen = items if len(keep) == len(items) else items.select(keep)
+        return replace(chosen, columns=LateTable(lambda: self._columns(first)))
+
+    def _columns(self, pairs: NDArray[np.int64]) -> pa.Table:
+        table = self.table.take(pa.array(pairs))
+        return table if "split" in table.column_names else table.append_column("split", pa.array(self.splits[pairs]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.items)

@@ -1,0 +1,398 @@
+"""An index: embeddings of items of any modality, the space they lie in, and everything one may search them by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fusemix.data.items import located
+from fusemix.data.latents import ItemLatents
+from fusemix.data.media import Span, is_file
+from fusemix.data.store import difference
+from fusemix.errors import DataError, MismatchError, StoreError, choices
+from fusemix.queries import modality_of
+from fusemix.search import filters
+from fusemix.search.approximate import Approximate
+from fusemix.search.exact import nearest
+from fusemix.search.folder import Content, read, write
+from fusemix.search.query import ItemId, Term, combine, unit
+from fusemix.search.space import Space
+
+_KEY = ("modality", "id")  # of an item
+
+
+class Found(NamedTuple):
+    """What the items of one modality are.
+
+    Attributes:
+        kind: see `data.items.Kind`.
+        root: folder that file names are relative to.
+    """
+
+    kind: str
+    root: Path
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer.
+
+    Attributes:
+        id: of the item.
+        score: cosine, higher is better.
+        modality: of the item.
+        path: its file, if it is one, or its part of a tar as "000.tar#512+1034".
+        text: the text itself, if it is one.
+        columns: the user's own columns of the item.
+    """
+
+    id: str
+    score: float
+    modality: str
+    path: str | None
+    text: str | None
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Index:
+    """Items that can be searched; never changed: `add` and `remove` give another one.
+
+    Attributes:
+        embeddings: (N, S), unit norm, float32 or float16.
+        items: columns modality, id and value (file name or text), N rows.
+        columns: the user's own columns, N rows; of an item in several pairs those of the first.
+        found: what the items of each modality are.
+        space: embeds queries.
+        previews: N small pictures or sounds, or None where there is none, see `search.previews`; None has none at all.
+        approximate: proposes rows instead of looking at all, see `approximately`.
+        generation: how often the folder has been written.
+    """
+
+    embeddings: Tensor
+    items: pa.Table
+    columns: pa.Table
+    found: dict[str, Found]
+    space: Space
+    previews: pa.ChunkedArray | None = None
+    approximate: Approximate | None = None
+    generation: int = 0
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @classmethod
+    def of(cls, space: Space, *items: ItemLatents, dtype: str = "float32") -> "Index":
+        """Embed the items of one or several modalities.
+
+        Args:
+            space: what embeds them.
+            items: such as `latents["image"]`.
+            dtype: of the rows, "float32" or "float16": half the memory, scores to three digits.
+
+        Raises:
+            DataError: no items, or another dtype.
+            MismatchError: latents of another encoder than the model's.
+        """
+        if dtype not in ("float32", "float16"):
+            raise DataError(f"no rows of {dtype!r}; {choices(dtype, ('float32', 'float16'))}")
+        if not items:
+            raise DataError("an index needs the items of a modality at least, such as latents['image']")
+        parts = [cls._part(space, each, getattr(torch, dtype)) for each in items]
+        whole = parts[0]
+        for part in parts[1:]:
+            whole = whole._followed_by(part)
+        return whole
+
+    @classmethod
+    def _part(cls, space: Space, items: ItemLatents, dtype: torch.dtype) -> "Index":
+        name = items.modality
+        model = space.home(name)
+        space.sides_[name].check(items)
+        blocks = [torch.as_tensor(model.embed_latents(name, block)).to(dtype) for block in items.rows.blocks(1 << 16)]
+        if not blocks:
+            blocks = [torch.as_tensor(model.embed_latents(name, torch.zeros(1, items.rows.shape[1])))[:0].to(dtype)]
+        table = items.items.select(["id", "value"]).add_column(
+            0, "modality", pa.array([name] * len(items), pa.string())
+        )
+        return cls(torch.cat(blocks), table, _own(items), {name: Found(items.kind, items.root)}, space)
+
+    @cached_property
+    def row_of(self) -> dict[tuple[str, str], int]:
+        """The row of each (modality, id)."""
+        keys = zip(*(self.items[name].to_pylist() for name in _KEY), strict=True)
+        return {key: row for row, key in enumerate(keys)}
+
+    def search(
+        self, query: Any, k: int = 10, modality: str | None = None, *, where: Sequence[str] = (), exact: bool = False
+    ) -> list[Hit]:
+        """Find the items nearest to one query.
+
+        Args:
+            query: a string is text, a Path a file, a PIL image an image, a Sound a sound, a list of PIL images a video,
+                an ItemId an item of this index, an array (S,) a vector of the shared space (such as sums and
+                differences of what `embed` returns); or a list of `Term`.
+            k: how many hits, at most N.
+            modality: what the query is, where its type does not tell; with it, an array is a latent (D,).
+            where: conditions on the columns of the items, such as "price < 20", all of which must hold; see `filters`.
+            exact: look at all items also where the index is approximate.
+
+        Raises:
+            DataError: a query that no modality takes, a condition that is none, or k below 1.
+        """
+        queries = torch.from_numpy(self.embed(query, modality))[None]
+        return self.hits(*self.search_embeddings(queries, k, self.rows(where), exact=exact))[0]
+
+    def embed(self, query: Any, modality: str | None = None) -> NDArray[np.float32]:
+        """Embed one query, (S,) unit norm; arguments and errors as of `search`."""
+        terms = query if _are_terms(query) else [Term(query, modality)]
+        embedded: NDArray[np.float32] = self.embed_queries([terms])[0]
+        return embedded
+
+    def embed_queries(self, queries: Sequence[Sequence[Term]]) -> NDArray[np.float32]:
+        """Embed many queries, (Q, S) unit norm; the raw items of a modality go through its encoder together.
+
+        Raises:
+            DataError: a query of no terms, a term that cannot be used, or terms that cancel.
+        """
+        vectors: dict[int, NDArray[np.float32]] = {}
+        raw: dict[str | None, list[Term]] = {}
+        for term in (term for terms in queries for term in terms):
+            if isinstance(term.value, ItemId):
+                vectors[id(term)] = self._item(term.value)
+            elif isinstance(term.value, (np.ndarray, Tensor)):
+                vectors[id(term)] = self._vector(term)
+            else:
+                raw.setdefault(self._modality(term), []).append(term)
+        for name, terms in raw.items():
+            embedded = self.space.embed([term.value for term in terms], name)
+            vectors.update(zip(map(id, terms), embedded, strict=True))
+        if not all(queries):
+            raise DataError("nothing to search for: the query has no terms")
+        parts = [combine([t.weight for t in terms], [vectors[id(t)] for t in terms]) for terms in queries]
+        return np.stack(parts) if parts else np.empty((0, self.embeddings.shape[1]), np.float32)
+
+    def rows(self, where: Sequence[str], among: str | None = None) -> Tensor | None:
+        """Return the rows (M,) that fulfil every condition and are of the modality `among`; None for all rows."""
+        if not where and among is None:
+            return None
+        held = filters.mask(self._filtered, where)
+        if among is not None:
+            if among not in self.found:
+                raise DataError(f"the index holds no {among!r}; {choices(among, self.found)}")
+            held &= np.asarray(pc.equal(self.items["modality"], among), dtype=bool)
+        return torch.from_numpy(np.flatnonzero(held))
+
+    def search_embeddings(
+        self, queries: Tensor, k: int, among: Tensor | None = None, *, exact: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Find the nearest rows for many queries at once.
+
+        Args:
+            queries: (Q, S) float32, unit norm.
+            k: hits per query.
+            among: (M,) rows that are looked at, rising, such as `rows` gives; None for all. With it, search is exact.
+            exact: look at all rows also where the index is approximate.
+
+        Returns:
+            Scores (Q, k), falling, and rows (Q, k); k is at most N. Equal scores come in order of their rows.
+        """
+        if k < 1:
+            raise DataError(f"k must be at least 1, got {k}")
+        if self.approximate is None or exact or among is not None:
+            return nearest(self.embeddings, queries, k, among)
+        return self.approximate.search(self.embeddings, queries, k)
+
+    def hits(self, scores: Tensor, rows: Tensor) -> list[list[Hit]]:
+        """Turn what `search_embeddings` returns, (Q, k) each, into a list of hits per query."""
+        return [self._hits(each, order) for each, order in zip(scores.tolist(), rows.tolist(), strict=True)]
+
+    def add(self, *items: ItemLatents) -> "Index":
+        """Return an index that also holds these items; one of the same id takes the place of the one that was there.
+
+        Previews of what was there are kept; the approximate rows are gone, see `approximately`.
+
+        Raises:
+            MismatchError: latents of another encoder than the model's.
+        """
+        new = Index.of(self.space, *items, dtype=str(self.embeddings.dtype).removeprefix("torch."))
+        keep = [row for key, row in self.row_of.items() if key not in new.row_of]
+        return self.take(np.array(keep, dtype=np.int64))._followed_by(new)
+
+    def remove(self, ids: Sequence[str | ItemId]) -> "Index":
+        """Return an index without these items.
+
+        Raises:
+            DataError: an item that is not there.
+        """
+        gone = {self.row(ItemId(each) if isinstance(each, str) else each) for each in ids}
+        return self.take(np.array([row for row in range(len(self)) if row not in gone], dtype=np.int64))
+
+    def take(self, rows: NDArray[np.int64]) -> "Index":
+        """Return an index of these rows, in this order."""
+        chosen = pa.array(rows)
+        return replace(
+            self,
+            embeddings=self.embeddings[torch.from_numpy(rows)],
+            items=self.items.take(chosen),
+            columns=self.columns.take(chosen),
+            previews=self.previews.take(chosen) if self.previews is not None else None,
+            approximate=None,
+        )
+
+    def approximately(self, queries: Tensor | None = None, recall: float = 0.95) -> "Index":
+        """Return an index that looks at a part of the rows: for millions of items, see `search.approximate`.
+
+        Args:
+            queries: (Q, S) embeddings to measure recall on, best of the modality that one will search by; by default
+                items of the index itself, which is easier than what comes from another modality.
+            recall: recall@10 against exact search to reach, in (0, 1].
+
+        Raises:
+            DataError: fewer items than that pays for.
+            MissingExtraError: faiss is not installed.
+        """
+        return replace(self, approximate=Approximate.build(self.embeddings, queries, recall))
+
+    def save(self, folder: str | Path) -> "Index":
+        """Write a folder that needs nothing else; an index that is there, and may be served, is replaced in one step.
+
+        Returns:
+            The index with its new generation.
+
+        Raises:
+            StoreError: the folder holds something else.
+        """
+        near = self.approximate
+        content = Content(
+            self.embeddings, self.items, self.columns, self.previews, near.to_bytes() if near is not None else None
+        )
+        found = {
+            name: {"kind": each.kind, "root": str(each.root), "encoder": self.space.sides_[name].encoder}
+            for name, each in self.found.items()
+        }
+        facts = {"items": len(self), "modalities": found, "approximate": near.facts if near is not None else None}
+        return replace(self, generation=write(Path(folder), content, self.space.models, facts))
+
+    @classmethod
+    def load(cls, folder: Path, facts: Mapping[str, Any], space: Space) -> "Index":
+        """Open the generation that `facts` name; see `opening.open_index`.
+
+        Raises:
+            StoreError: a damaged index.
+            MismatchError: the models are not those that embedded the items.
+        """
+        try:
+            content = read(folder, facts)
+            found = {name: Found(each["kind"], Path(each["root"])) for name, each in facts["modalities"].items()}
+            encoders = {name: each["encoder"] for name, each in facts["modalities"].items()}
+            near = Approximate.from_bytes(content.cells, facts["approximate"]) if content.cells is not None else None
+        except (SafetensorError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
+        for name, encoder in encoders.items():
+            if differs := difference(encoder, space.sides_[name].encoder if name in space.sides_ else {}):
+                raise MismatchError(f"{folder}: the {name} items were embedded by another model: {differs.lstrip()}")
+        return cls(*content[:3], found, space, content.previews, near, int(facts["generation"]))
+
+    def row(self, item: ItemId) -> int:
+        """Return the row of an item.
+
+        Raises:
+            DataError: there is none, or several modalities have one of this id.
+        """
+        modalities = [item.modality] if item.modality is not None else list(self.found)
+        found = [row for name in modalities if (row := self.row_of.get((name, item.id))) is not None]
+        if not found:
+            near = choices(item.id, self.items["id"].slice(0, 1000).to_pylist()).partition("; ")[2]
+            raise DataError(f"the index holds no item {item.id!r}" + (f"; {near}" if near else ""))
+        if len(found) > 1:
+            raise DataError(f"{len(found)} items have the id {item.id!r}, of {', '.join(modalities)}; say which")
+        return found[0]
+
+    def _item(self, item: ItemId) -> NDArray[np.float32]:
+        row: NDArray[np.float32] = self.embeddings[self.row(item)].float().numpy()
+        return row
+
+    def _vector(self, term: Term) -> NDArray[np.float32]:
+        value = np.asarray(term.value)
+        if term.modality is not None:
+            embedded: NDArray[np.float32] = self.space.embed_latents(term.modality, np.atleast_2d(value))[0]
+            return embedded
+        return unit(value, self.embeddings.shape[1], "a vector")
+
+    def _modality(self, term: Term) -> str:
+        return term.modality or modality_of(term.value, self.space.sides_)
+
+    @cached_property
+    def _filtered(self) -> pa.Table:
+        """What conditions are about: the user's columns, and modality and id unless they have such of their own."""
+        table = self.columns
+        for name in _KEY:
+            if name not in table.column_names:
+                table = table.append_column(name, self.items[name])
+        return table
+
+    def _hits(self, scores: Sequence[float], rows: Sequence[int]) -> list[Hit]:
+        order = pa.array(rows, pa.int64())
+        items, columns = self.items.take(order).to_pylist(), self.columns.take(order).to_pylist()
+        return [self._hit(*one) for one in zip(items, columns, scores, strict=True)]
+
+    def _hit(self, item: dict[str, Any], columns: dict[str, Any], score: float) -> Hit:
+        found, value = self.found[item["modality"]], item["value"]
+        text = value if found.kind == "text" else None
+        path = _path(found.root, value) if found.kind != "text" else None
+        return Hit(item["id"], score, item["modality"], path, text, columns)
+
+    def _followed_by(self, other: "Index") -> "Index":
+        for name in {*self.found} & {*other.found}:
+            if self.found[name].root != other.found[name].root:
+                raise DataError(
+                    f"the {name} items lie in {self.found[name].root}, the new ones in {other.found[name].root}; "
+                    "extract them with the same --root"
+                )
+        previews = None
+        if self.previews is not None or other.previews is not None:
+            nothing = [pa.nulls(len(each), pa.large_binary()) for each in (self, other)]
+            sides = zip((self.previews, other.previews), nothing, strict=True)
+            chunks = [chunk for side, none in sides for chunk in (side.chunks if side is not None else [none])]
+            previews = pa.chunked_array(chunks, pa.large_binary())
+        return replace(
+            self,
+            embeddings=torch.cat([self.embeddings, other.embeddings]),
+            items=pa.concat_tables([self.items, other.items]),
+            columns=pa.concat_tables([self.columns, other.columns], promote_options="permissive"),
+            found={**self.found, **other.found},
+            previews=previews,
+            approximate=None,
+        )
+
+
+def _are_terms(query: Any) -> bool:
+    return isinstance(query, list) and bool(query) and all(isinstance(term, Term) for term in query)
+
+
+def _own(items: ItemLatents) -> pa.Table:
+    """Return the user's columns of items, n rows, without those that only repeat the id or the value."""
+    if items.columns is None:
+        return pa.table({"row": np.arange(len(items))}).select([])
+    table = items.columns.table
+    keys = [items.items["id"], items.items["value"]]
+    repeated = [name for name in table.column_names if any(table[name].equals(key) for key in keys)]
+    return table.drop_columns(repeated)
+
+
+def _path(root: Path, value: str | None) -> str | None:
+    """Return where an item lies; the name of a file that a table embeds is no file here."""
+    if value is None:
+        return None
+    place = located(root / value)
+    return str(root / value) if is_file(place.path if isinstance(place, Span) else place) else None

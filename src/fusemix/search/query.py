@@ -1,0 +1,147 @@
+"""Queries: terms of any kind, added and subtracted in the shared space, and the words that write them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusemix.data.items import SUFFIXES
+from fusemix.data.media import is_file
+from fusemix.errors import DataError
+
+VECTOR = ".npy"
+_TERM = re.compile(
+    r"""\s*(?P<sign>[+-]?)\s*(?:(?P<number>\d+(?:\.\d+)?)\s*\*\s*)?
+    (?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>\S+))(?=\s|$)""",
+    re.VERBOSE,
+)
+
+
+class ItemId(NamedTuple):
+    """An item that is in the index already.
+
+    Attributes:
+        id: its key.
+        modality: of the item; None where one modality only has an item of this id.
+    """
+
+    id: str
+    modality: str | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a query.
+
+    Attributes:
+        value: a raw item (text, Path, PIL image, Sound, list of PIL images), an ItemId, or a vector: (S,) numbers of
+            the shared space, or (D,) of a latent where `modality` is said.
+        modality: what a raw item is, where its type does not tell; or of the latent.
+        weight: how much it counts; below zero it is subtracted.
+    """
+
+    value: Any
+    modality: str | None = None
+    weight: float = 1.0
+
+
+def parse(text: str, modality: str | None = None) -> list[Term]:
+    """Read a query as one types it: words, a file, id:ITEM, or several of them as "photo.jpg - 'day' + 'night'".
+
+    In arithmetic, words stand in quotes; text in which nothing is quoted, a file or an item is text as a whole. A .npy
+    file is a vector.
+
+    Args:
+        text: the query.
+        modality: what files and texts in it are, where their names do not tell.
+
+    Raises:
+        DataError: an empty query, a file that is not there, or arithmetic over words without quotes.
+    """
+    if not text.strip():
+        raise DataError("nothing to search for: the query is empty")
+    if is_file(Path(text)):
+        return [_term(text, 1.0, modality)]
+    parts = _parts(text.strip())
+    if parts is None:
+        if " " not in text.strip() and (modality is None or text.startswith("id:")) and _is_special(text.strip()):
+            return [_term(text.strip(), 1.0, modality)]
+        return [Term(text, modality)]
+    return [Term(word, modality, weight) if quoted else _term(word, weight, modality) for weight, word, quoted in parts]
+
+
+def _parts(text: str) -> list[tuple[float, str, bool]] | None:
+    """Cut arithmetic into (weight, word, quoted); None of what is plain text."""
+    found: list[tuple[float, str, bool]] = []
+    place = 0
+    while place < len(text):
+        match = _TERM.match(text, place)
+        if match is None or (found and not match["sign"]):
+            return None
+        word = next(word for word in (match["single"], match["double"], match["bare"]) if word is not None)
+        weight = float(match["number"] or 1) * (-1 if match["sign"] == "-" else 1)
+        found.append((weight, word, match["bare"] is None))
+        place = match.end()
+    special = [quoted or _is_special(word) for _, word, quoted in found]
+    if not any(special) or (len(found) == 1 and not found[0][2]):
+        return None
+    for (_, word, _), known in zip(found, special, strict=True):
+        if not known:
+            raise DataError(f"{word!r} in the query: no such file; words in arithmetic stand in quotes, as '{word}'")
+    return found
+
+
+def _is_special(word: str) -> bool:
+    """Tell whether a word is an item, a file that is there, or the name of a file of media."""
+    return word.startswith("id:") or is_file(Path(word)) or Path(word).suffix.lower() in {*SUFFIXES, VECTOR}
+
+
+def _term(word: str, weight: float, modality: str | None) -> Term:
+    if word.startswith("id:"):
+        return Term(ItemId(word.removeprefix("id:"), modality), None, weight)
+    if Path(word).suffix.lower() == VECTOR:
+        return Term(_vector(Path(word)), modality, weight)
+    return Term(Path(word), modality, weight)
+
+
+def _vector(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: no array of numbers ({error})") from error
+    return array
+
+
+def combine(weights: Sequence[float], vectors: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Add up unit vectors (S,) with their weights, and give the sum unit norm.
+
+    Raises:
+        DataError: the terms cancel, so that nothing is left to search for.
+    """
+    total = np.zeros(len(vectors[0]), dtype=np.float64)
+    for weight, vector in zip(weights, vectors, strict=True):
+        total += weight * vector.astype(np.float64)
+    length = np.linalg.norm(total)
+    if not length > 1e-6:
+        raise DataError("the terms of the query cancel each other, so nothing is left to search for")
+    return (total / length).astype(np.float32)
+
+
+def unit(vector: Any, width: int, what: str) -> NDArray[np.float32]:
+    """Read a vector (S,) or (1, S) of the shared space, and give it unit norm.
+
+    Raises:
+        DataError: another shape, or numbers that are not finite or all zero.
+    """
+    array = np.asarray(vector)
+    if array.dtype.kind not in "fiu" or array.size != width or array.ndim not in (1, 2):
+        raise DataError(f"{what}: wanted {width} numbers of the shared space, got {array.dtype} of shape {array.shape}")
+    array = array.astype(np.float64).ravel()
+    length = np.linalg.norm(array)
+    if not (np.isfinite(array).all() and 0 < length < np.inf):
+        raise DataError(f"{what}: the numbers must be finite and not all zero")
+    return (array / length).astype(np.float32)
