@@ -42,6 +42,7 @@ from fusemix.verbs.inspect import inspect
 from fusemix.verbs.probe import probe
 from fusemix.verbs.search import search
 from fusemix.verbs.select import select
+from fusemix.verbs.serve import serve
 from fusemix.verbs.study import study
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def evaluate(
 app.command(epilog="Example: fusemix index model/ latents/ -o index/")(index)
 app.command(epilog="Example: fusemix add index/ new-latents/")(add)
 app.command(epilog='Example: fusemix remove index/ --where "split = test"')(remove)
+app.command(epilog="Example: fusemix serve index/")(serve)
 app.command(context_settings=EXTRA, epilog='Example: fusemix search index/ "red running shoe" -k 5')(search)
 app.command(epilog="Example: fusemix generate model/ siren.wav -o siren.png --pipeline sd/ -n 4")(generate)
 app.command(epilog="Example: fusemix study latents/ -o study/ --only quantity,diversity")(study)

@@ -214,7 +214,7 @@ class Index:
 
     def hits(self, scores: Tensor, rows: Tensor) -> list[list[Hit]]:
         """Turn what `search_embeddings` returns, (Q, k) each, into a list of hits per query."""
-        return [self._hits(each, order) for each, order in zip(scores.tolist(), rows.tolist(), strict=True)]
+        return [self.hits_of(order, each) for each, order in zip(scores.tolist(), rows.tolist(), strict=True)]
 
     def add(self, *items: ItemLatents) -> "Index":
         """Return an index that also holds these items; one of the same id takes the place of the one that was there.
@@ -341,7 +341,8 @@ class Index:
                 table = table.append_column(name, self.items[name])
         return table
 
-    def _hits(self, scores: Sequence[float], rows: Sequence[int]) -> list[Hit]:
+    def hits_of(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
+        """Describe items by their rows."""
         order = pa.array(rows, pa.int64())
         items, columns = self.items.take(order).to_pylist(), self.columns.take(order).to_pylist()
         return [self._hit(*one) for one in zip(items, columns, scores, strict=True)]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fusemix.data.store import difference
+from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, choices
 from fusemix.queries import modality_of
 from fusemix.state import Side
@@ -37,6 +38,10 @@ class Model(Protocol):
 
     def embed_latents(self, modality: str, latents: ArrayLike) -> NDArray[np.float32]:
         """Embed latents (n, D), (n, S) unit norm."""
+        ...
+
+    def encoder(self, modality: str) -> Encoder:
+        """Return the frozen encoder of a modality."""
         ...
 
     def use_encoder(self, modality: str, encoder: Any = None, *, decode: Any = None) -> Any:
@@ -106,6 +111,10 @@ class Space:
     def embed_latents(self, modality: str, latents: ArrayLike) -> NDArray[np.float32]:
         """Embed latents (n, D) of one modality, (n, S) unit norm."""
         return self.home(modality).embed_latents(modality, latents)
+
+    def encoder(self, modality: str) -> Encoder:
+        """Return the frozen encoder of a modality, loaded on first use; errors as of `FuseMix.use_encoder`."""
+        return self.home(modality).encoder(modality)
 
     def use_encoder(self, modality: str, encoder: Any = None, *, decode: Any = None) -> Self:
         """Encode raw items of a modality with this encoder, see `FuseMix.use_encoder`."""

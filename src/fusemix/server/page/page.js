@@ -1,7 +1,7 @@
 // The search page: one module, no framework, no build step.
-// Captions, names, ids and messages come from strangers' data: they reach the page as text nodes, nothing here parses HTML.
-// The whole search is one value, `state`, replaced and never changed, so that back and forward can keep it. A term of it is
-// {kind: "text" | "item" | "vector" | "file", value: words | id | packed vector | File, about: modality | label, weight}.
+// Captions, names, ids and messages come from strangers' data: they get here as text nodes, nothing parses HTML.
+// The whole search is one value, `state`, replaced and never changed, so that back and forward can keep it. A term is
+// {kind: "text" | "item" | "vector" | "file", value: words, id, packed vector, File, about: modality or label, weight}.
 
 const K = 24; // hits to begin with; "Show more" doubles it
 const PAUSE = 300; // ms without a key, after which what was typed is searched
@@ -10,6 +10,7 @@ const COLUMNS_SHOWN = 4;
 
 const page = Object.fromEntries([...document.querySelectorAll("[id]")].map((node) => [node.id, node]));
 const count = (number) => number.toLocaleString("en");
+const brief = (text) => (text.length > 80 ? `${text.slice(0, 79)}…` : text);
 const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
 
 const fresh = () => ({ terms: [], where: [], among: "", k: K });
@@ -44,8 +45,10 @@ function tell(box, { message, hint, label, action }) {
   box.hidden = false;
 }
 
-const fail = (error) =>
+function fail(error) {
   tell(page.error, error instanceof Trouble ? error : new Trouble("That did not work.", error.message));
+  page.error.scrollIntoView({ block: "nearest" });
+}
 
 /** Draw a list anew and leave the keyboard at the place where it was in it. */
 function redraw(list, nodes) {
@@ -109,13 +112,13 @@ async function call(path, options = {}, patient = true) {
   }
   if (response.ok) return response;
   const { message, hint } = (await response.json().catch(() => ({}))).error ?? {};
-  const advice = hint ?? { 500: "The server's log says more.", 503: "It was asked twice; wait a little." }[response.status];
+  const advice = { 500: "The server's log says more.", 503: "It was asked twice; wait a little." }[response.status];
   const retry = response.status >= 500 ? ["Try again", again] : [];
-  throw new Trouble(message ?? `The server answered ${response.status}.`, advice, ...retry);
+  throw new Trouble(message ?? `The server answered ${response.status}.`, hint ?? advice, ...retry);
 }
 
 const json = async (path, options) => (await call(path, options)).json();
-const again = () => (index ? run("none") : start());
+const again = () => (index ? run("push") : start());
 
 // ---- previews: plain addresses, or blobs where a token has to travel along
 
@@ -147,6 +150,8 @@ function preview(node, url) {
 const picture = (url, onerror) =>
   preview(make("img", { alt: "", loading: "lazy", decoding: "async", draggable: false, onerror }), url);
 
+const player = (more) => make("audio", { controls: true, controlsList: "nodownload noplaybackrate", ...more });
+
 // ---- the address holds the search: #text=red+shoe&-1*item@image=shoes/7.png&where=price+%3C+20&among=image&k=48
 
 const phrase = ({ column, op, value }) => `${column} ${op} ${value}`;
@@ -163,14 +168,15 @@ function address({ terms, where, among, k }) {
   return pairs.length ? `#${pairs.map((pair) => pair.map(escaped).join("=")).join("&")}` : "";
 }
 
-const here = () => location.pathname + location.search;
+const bare = () => location.pathname + location.search;
 
 function readAddress() {
   const read = fresh();
   for (const [key, value] of new URLSearchParams(location.hash.slice(1))) {
     const [, weight = "1", kind, about = ""] = key.match(/^(?:(-?[\d.]+)\*)?(text|item|vector)(?:@([^]*))?$/) ?? [];
     const [, column, op, bound] = value.match(/^([^]+?) (<=|>=|!=|=|<|>|~) ([^]*)$/) ?? [];
-    if (kind && value) read.terms.push({ kind, value, about, weight: Math.max(-10, Math.min(10, Number(weight))) || 1 });
+    const bounded = Math.max(-10, Math.min(10, Number(weight))) || 1;
+    if (kind && value) read.terms.push({ kind, value, about, weight: bounded });
     else if (key === "where" && op) read.where.push({ column, op, value: bound });
     else if (key === "among") read.among = value;
     else if (key === "k") read.k = Math.max(1, Math.min(index.limits.k, Math.trunc(value) || K));
@@ -183,7 +189,7 @@ function takeToken() {
   const [whole, text] = location.hash.match(/[#&]token=([^&]*)/) ?? [];
   if (!whole) return;
   keepToken(new URLSearchParams(`t=${text}`).get("t"));
-  history.replaceState(null, "", location.hash.replace(whole, "").replace(/^&/, "#") || here());
+  history.replaceState(null, "", location.hash.replace(whole, "").replace(/^&/, "#") || bare());
 }
 
 /** A file cannot be in an address; the embedding of the query it was part of can, and stands for that whole query. */
@@ -214,7 +220,7 @@ let wasTyping = false; // words that grow are one entry of the history, not one 
 function remember(asked, hash, how) {
   remembered.set(hash, asked);
   const method = how === "replace" || (how === "typing" && wasTyping) ? "replaceState" : "pushState";
-  if (how !== "none" && hash !== location.hash) history[method](null, "", hash || here());
+  if (how !== "none" && hash !== location.hash) history[method](null, "", hash || bare());
   wasTyping = how === "typing";
 }
 
@@ -234,6 +240,7 @@ async function run(how) {
   const { signal } = running;
   const asked = state;
   const files = asked.terms.some(({ kind }) => kind === "file");
+  if (document.activeElement.closest(".notice, #clear-filters")) page.results.focus({ preventScroll: true }); // they go
   drawQuery();
   page.error.hidden = true;
   page.results.ariaBusy = "true";
@@ -316,7 +323,7 @@ function checkFile(file) {
   if (!index.accept.some((suffix) => file.name.toLowerCase().endsWith(suffix)))
     throw new Trouble(`${file.name} is of no kind that this index takes.`, `It takes ${index.accept.join(" ")}`);
   if (file.size > limit)
-    throw new Trouble(`${file.name} has ${megabytes(file.size)}, the limit is ${megabytes(limit)}.`, "Make it smaller.");
+    throw new Trouble(`${file.name} has ${megabytes(file.size)}, the limit is ${megabytes(limit)}.`, "Shrink it.");
 }
 
 function addFiles(files) {
@@ -376,8 +383,7 @@ function chip(term, place) {
   const minus = term.weight < 0;
   const node = make("li", { className: "chip" },
     button("sign", (minus ? "−" : "+") + (Math.abs(term.weight) === 1 ? "" : Math.abs(term.weight)),
-      () => change({ ...term, weight: -term.weight }),
-      { ariaLabel: `Subtract ${name}`, ariaPressed: String(minus), title: minus ? "Subtracted; add it" : "Added; subtract it" }),
+      () => change({ ...term, weight: -term.weight }), { ariaLabel: `Subtract ${name}`, ariaPressed: String(minus) }),
     ...chipMedia(term),
     make("span", { className: "label", dir: "auto", title: name }, name),
     ...chipEncoder(term, change),
@@ -391,7 +397,7 @@ function chipMedia(term) {
   const kind = kindAsked(term);
   const file = () => URL.createObjectURL(term.value);
   if (kind === "image") return [make("img", { alt: "", onerror, src: file() })];
-  if (kind === "audio") return [make("audio", { controls: true, onerror, src: file() })];
+  if (kind === "audio") return [player({ onerror, src: file(), ariaLabel: `Sound ${named(term)}` })];
   const modality = index.modalities.find(({ name }) => name === term.about);
   if (term.kind !== "item" || !modality?.previews || modality.kind === "audio") return [];
   return [picture(`/v1/preview?${new URLSearchParams({ modality: term.about, id: term.value })}`, onerror)];
@@ -414,7 +420,8 @@ const controls = () => [...page["filter-form"].elements].filter((node) => node.d
 const governs = ({ dataset }, { column, op }) => dataset.column === column && dataset.op === op;
 
 const input = (type, placeholder) => make("input", { type, placeholder, step: "any", autocomplete: "off" });
-const choice = (name, values) => make("select", { name }, new Option("any", ""), ...values.map((one) => new Option(one, one)));
+const choice = (name, values) =>
+  make("select", { name }, new Option("any", ""), ...values.map((one) => new Option(one, one)));
 const field = (name, ...nodes) =>
   make(nodes.length > 1 ? "div" : "label", { className: "filter" }, make("span", {}, name), ...nodes);
 
@@ -446,8 +453,8 @@ function drawFilters() {
   if (page["filter-form"].elements.among) setControl(page["filter-form"].elements.among, state.among);
   const chips = state.where.map((one) => [told(one), { where: state.where.filter((other) => other !== one) }]);
   if (state.among) chips.push([`among ${state.among}`, { among: "" }]);
-  redraw(page["filter-chips"], chips.map(([words, change]) => make("li", {},
-    button("filter-chip", `${words} ×`, () => update(change), { ariaLabel: `Remove the filter ${words}`, dir: "auto" }))));
+  redraw(page["filter-chips"], chips.map(([name, change]) => make("li", {},
+    button("filter-chip", make("span", { dir: "auto" }, name), () => update(change), { ariaLabel: `Remove ${name}` }))));
   page["clear-filters"].hidden = !chips.length;
   page["filter-count"].textContent = chips.length ? `(${chips.length})` : "";
 }
@@ -471,8 +478,9 @@ function drawAnswer(answer, { terms, where, among, k }) {
 }
 
 function drawEmpty(filters) {
-  if (!filters.length) return tell(page.empty, new Trouble("Nothing was found.", index.items ? "" : "This index is empty."));
-  tell(page.empty, new Trouble("The filters leave no item.", `They are: ${filters.join("; ")}`, "Clear filters", clearFilters));
+  tell(page.empty, filters.length
+    ? new Trouble("The filters leave no item.", `They are: ${filters.join("; ")}`, "Clear filters", clearFilters)
+    : new Trouble("Nothing was found.", index.items ? "" : "This index is empty."));
 }
 
 function drawHits(hits) {
@@ -489,12 +497,12 @@ function drawHits(hits) {
 }
 
 function card(hit) {
-  const name = hit.text ?? hit.id;
+  const name = brief(hit.text ?? hit.id);
   const face = make("div", { className: "face" },
     button("open", tile(hit), () => searchBy(hit), { ariaLabel: `Search by ${name}` }));
   if (index.modalities.length > 1) face.append(make("span", { className: "badge", dir: "auto" }, hit.modality));
   if (hit.kind === "audio" && hit.preview)
-    face.append(preview(make("audio", { controls: true, preload: "none", ariaLabel: `Sound ${name}` }), hit.preview));
+    face.append(preview(player({ preload: "none", ariaLabel: `Sound ${name}` }), hit.preview));
   const node = make("li", { className: "card" }, face, facts(hit), make("div", { className: "actions" },
     button("like", "More like this", () => searchBy(hit), { ariaLabel: `More like this: ${name}` }),
     button("add", "+ Add", () => combine(hit, 1), { ariaLabel: `+ Add ${name}` }),
@@ -522,7 +530,7 @@ function facts({ id, score, text, kind, preview: url, columns }) {
   }
   node.append(make("h3", { className: "id", dir: "auto", title: id }, id));
   if (text != null && (url || kind === "audio")) node.append(make("p", { className: "caption", dir: "auto" }, text));
-  const values = Object.entries(columns ?? {}).filter(([, value]) => value != null && value !== "" && value !== id && value !== text);
+  const values = Object.entries(columns ?? {}).filter(([, value]) => ![null, undefined, "", id, text].includes(value));
   node.append(make("dl", {}, ...values.slice(0, COLUMNS_SHOWN).map(([name, value]) =>
     make("div", {}, make("dt", { dir: "auto" }, name), make("dd", { dir: "auto", title: value }, String(value))))));
   return node;
@@ -538,8 +546,8 @@ async function record() {
     checkReady({ kind: "file", value: { type: "audio/wav" } });
     listen(await navigator.mediaDevices.getUserMedia({ audio: true }));
   } catch (error) {
-    const known = { NotAllowedError: "The microphone was not allowed.", NotFoundError: "No microphone was found." }[error.name];
-    fail(known ? new Trouble(known, "The browser's settings for this page, beside the address, say more.") : error);
+    const known = { NotAllowedError: "The microphone was not allowed.", NotFoundError: "No microphone was found." };
+    fail(error.name in known ? new Trouble(known[error.name], "The lock beside the address has the settings.") : error);
   }
   page.record.disabled = false;
 }
@@ -591,13 +599,13 @@ function wav(sound) {
 // ---- keys, drops, pastes
 
 function key(event) {
-  const { target, key: name } = event;
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
+  const { target, key: name, ctrlKey, metaKey, altKey, isComposing } = event;
+  if (ctrlKey || metaKey || altKey || isComposing || document.querySelector("dialog[open]")) return;
   const typing = target.matches("input:not([type=checkbox]), select");
   if (name === "/" && !typing) { page.words.focus(); page.words.select(); }
   else if (name === "?" && (!typing || (target === page.words && !target.value))) page.help.showModal();
   else if (name === "Escape" && recorder) Object.assign(recorder, { dropped: true }).stop();
-  else if (name === "Escape" && index && !page["filter-form"].contains(target)) { page.words.value = ""; update({ terms: [] }); }
+  else if (name === "Escape" && index && !page["filter-form"].contains(target)) update({ terms: [] });
   else if (!step(target, name)) return;
   event.preventDefault();
 }
@@ -618,8 +626,14 @@ function dragged(event) {
   if (!event.dataTransfer?.types.includes("Files")) return;
   event.preventDefault();
   page["drop-label"].textContent = page.adding.checked ? "Drop to add it to the query" : "Drop to search by it";
-  page.drop.hidden = event.type === "drop" || (event.type === "dragleave" && event.relatedTarget !== null);
+  page.drop.hidden = event.type === "drop" || (event.type === "dragleave" && !event.relatedTarget); // null: outside
   if (event.type === "drop") addFiles(event.dataTransfer.files);
+}
+
+function pasted(event) {
+  if (!event.clipboardData?.files.length) return; // words go where the caret is
+  event.preventDefault();
+  addFiles(event.clipboardData.files);
 }
 
 async function copyAddress() {
@@ -649,9 +663,11 @@ function whyNoRecording() {
 async function describe() {
   index = await json("/v1/index");
   page.name.textContent = index.name;
-  page.facts.textContent = [`${count(index.items)} items`, index.modalities.map(({ name }) => name).join(", "), `${index.dim} dimensions`].join(" · ");
+  const names = index.modalities.map(({ name }) => name).join(", ");
+  page.facts.textContent = `${count(index.items)} items · ${names} · ${index.dim} dimensions`;
   page.hits.classList.toggle("mixed", index.modalities.length > 1);
-  page.hint.textContent = `Search by ${ways()}${index.accept.length ? ": type, drop a file anywhere, paste one, or click" : ""}.`;
+  const means = index.accept.length ? ": type, drop a file anywhere, paste one, or click" : "";
+  page.hint.textContent = `Search by ${ways()}${means}.`;
   page.file.accept = index.accept.join();
   page.choose.disabled = !index.accept.length;
   page.record.title = whyNoRecording();
@@ -696,7 +712,7 @@ page["open-help"].onclick = () => page.help.showModal();
 page["token-cancel"].onclick = () => page["token-dialog"].close();
 page.skip.onclick = (event) => { event.preventDefault(); page.results.focus(); }; // the address belongs to the search
 for (const type of ["dragover", "dragleave", "drop"]) addEventListener(type, dragged);
-addEventListener("paste", (event) => { if (event.clipboardData.files.length) { event.preventDefault(); addFiles(event.clipboardData.files); } });
+addEventListener("paste", pasted);
 addEventListener("keydown", key);
 addEventListener("popstate", () => { if (index) restore(); });
 start();

@@ -1,0 +1,83 @@
+"""Running the server: on this machine alone unless a token is asked for, until SIGTERM or Ctrl-C."""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from fusemix.errors import DataError, FusemixError
+from fusemix.search.folder import read_facts
+from fusemix.server.app import OPEN_PATHS, create_app
+from fusemix.server.guard import LOCAL, Guard
+from fusemix.server.limits import HEADER_BYTES
+from fusemix.server.patience import PatientProtocol
+from fusemix.server.served import Served
+
+DRAIN_SECONDS = 20  # for what is asked already
+TOKEN_LETTERS = 16  # at least
+
+
+def serve(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token: str | None = None,
+    allowed: Sequence[str] = (),
+    encoders: Mapping[str, Any] | None = None,
+    ready: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve an index until the process is told to end; then answer what was asked, and return.
+
+    Args:
+        folder: of the index; when it is written again, the new one is served.
+        host: address to listen on; any but this machine's own needs a token.
+        port: 0 takes a free one.
+        token: that clients must bring as `Authorization: Bearer TOKEN`.
+        allowed: further names by which clients may call this machine.
+        encoders: of modalities that code of yours encodes.
+        ready: called with the address when the index is loaded.
+
+    Raises:
+        DataError: another address without a token, or a token that could be guessed.
+        StoreError: no index there, or a damaged one.
+    """
+    if host not in LOCAL and token is None:
+        raise DataError(f"--host {host} lets others in: give a --token (any 16 letters or more), which they must bring")
+    if token is not None and (len(token) < TOKEN_LETTERS or not token.isascii() or not token.isprintable()):
+        raise DataError(f"--token: wanted at least {TOKEN_LETTERS} letters or digits, so that nobody guesses it")
+    read_facts(folder)  # a folder that is none is told before anything listens
+    served = Served(folder, encoders or {})
+    guard = Guard(create_app(served), host, allowed, token, OPEN_PATHS)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            guard, host=host, port=port, http=PatientProtocol, ws="none", log_level="warning", access_log=False,
+            server_header=False, h11_max_incomplete_event_size=HEADER_BYTES, timeout_keep_alive=5,
+            timeout_graceful_shutdown=DRAIN_SECONDS, backlog=512,
+        )
+    )  # fmt: skip
+    failed: list[FusemixError] = []
+    threading.Thread(target=_open, args=(served, server, failed, ready), daemon=True).start()
+    server.run()
+    if failed:
+        raise failed[0]
+    if not server.started:
+        sys.exit(1)
+
+
+def _open(served: Served, server: uvicorn.Server, failed: list[FusemixError], ready: Callable[[str], None]) -> None:
+    """Load the index while the server answers already that it is not ready."""
+    try:
+        served.open()
+    except FusemixError as error:
+        failed.append(error)
+        server.should_exit = True
+        return
+    while not server.started and not server.should_exit:
+        threading.Event().wait(0.01)
+    if server.started:
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/")

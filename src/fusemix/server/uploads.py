@@ -1,0 +1,147 @@
+"""From a request to the terms of a query: JSON and files are read, checked and decoded, none of them trusted."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from fusemix.data.decoding import Decoders
+from fusemix.data.items import SUFFIXES
+from fusemix.data.media import ItemError
+from fusemix.errors import FusemixError, MissingExtraError, choices
+from fusemix.search.query import ItemId, Term
+from fusemix.server.limits import JSON_BYTES, OF_REASON, PARTS, TEXT_BYTES, RequestError
+from fusemix.server.schema import SearchIn, TermIn
+from fusemix.server.served import Opened
+
+
+async def read_request(request: Request) -> tuple[SearchIn, Mapping[str, UploadFile]]:
+    """Read a search, as JSON or as a form that holds the JSON and files.
+
+    Raises:
+        RequestError: another content type, a form or JSON that is none, too many parts, or values out of range.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return _parsed(await request.body()), {}
+    if kind != "multipart/form-data":
+        raise RequestError(
+            "unsupported", f"a search is application/json or multipart/form-data, not {kind or 'nothing'}"
+        )
+    try:
+        form = await request.form(max_files=PARTS, max_fields=1, max_part_size=JSON_BYTES)
+    except HTTPException as error:
+        code = "too_large" if "Too many" in error.detail or "exceeded" in error.detail else "bad_request"
+        raise RequestError(code, error.detail, f"send one field 'request' and at most {PARTS} files") from error  # type: ignore[arg-type]
+    asked = form.get("request")
+    if not isinstance(asked, str):
+        raise RequestError("unprocessable", "the form has no field 'request' with the search as JSON")
+    return _parsed(asked.encode()), {name: each for name, each in form.multi_items() if isinstance(each, UploadFile)}
+
+
+async def read_terms(
+    asked: SearchIn, files: Mapping[str, UploadFile], opened: Opened, decoders: Decoders, turn: asyncio.Semaphore
+) -> list[Term]:
+    """Make the terms of a query; files are decoded in other processes, few at a time.
+
+    Raises:
+        RequestError: a modality that cannot be asked with, a text or file over the limits, or one that does not decode.
+    """
+    terms = []
+    for term in asked.query:
+        if term.item is not None:
+            terms.append(Term(ItemId(term.item, term.modality), None, term.weight))
+        elif term.vector is not None:
+            terms.append(Term(np.array(term.vector), term.modality, term.weight))
+        elif term.text is not None:
+            if len(term.text.encode("utf-8", "surrogatepass")) > TEXT_BYTES:
+                raise RequestError("too_large", f"the text has more than {TEXT_BYTES:,} bytes", "shorten it")
+            name = _modality(opened, "text", term)
+            terms.append(Term(term.text, name, term.weight))
+        else:
+            terms.append(await _file_term(term, files, opened, decoders, turn))
+    return terms
+
+
+async def _file_term(
+    term: TermIn, files: Mapping[str, UploadFile], opened: Opened, decoders: Decoders, turn: asyncio.Semaphore
+) -> Term:
+    assert term.file is not None
+    if term.file not in files:
+        raise RequestError("unprocessable", f"the request has no file {term.file!r}; {choices(term.file, files)}")
+    suffix = PurePosixPath(term.file).suffix.lower()
+    if suffix not in SUFFIXES and term.modality is None:
+        taken = f"taken are {', '.join(accepted(opened)) or 'none'}"
+        raise RequestError("unsupported", f"{term.file}: no file of a kind that is known", taken)
+    name = _modality(opened, SUFFIXES.get(suffix, "file"), term)
+    async with turn:  # the file itself waits on the disk
+        content = await files[term.file].read()
+        try:
+            item = await asyncio.wrap_future(decoders.submit(opened.forms[name], content))
+        except ItemError as error:
+            code = OF_REASON.get(error.reason, "unprocessable")
+            raise RequestError(code, f"{term.file}: {error.reason}: {error}") from error
+        except MissingExtraError as error:
+            raise RequestError("unsupported", f"{term.file}: {error}") from error
+        except FusemixError as error:
+            raise RequestError("unprocessable", f"{term.file}: {error}") from error
+    return Term(item, name, term.weight)
+
+
+def accepted(opened: Opened) -> list[str]:
+    """Return the suffixes of files that one can ask with."""
+    kinds = {opened.index.space.sides_[name].kind for name in opened.forms}
+    if "audio" in kinds:
+        kinds.add("video")  # its sound track
+    return sorted(suffix for suffix, kind in SUFFIXES.items() if kind in kinds)
+
+
+def _modality(opened: Opened, kind: str, term: TermIn) -> str:
+    """Find the modality that takes a text or file of a kind; a video also goes where only sounds do.
+
+    Raises:
+        RequestError: none does, or several do.
+    """
+    sides = opened.index.space.sides_
+    if term.modality is not None:
+        if term.modality not in sides:
+            raise RequestError("unprocessable", f"no modality {term.modality!r}; {choices(term.modality, sides)}")
+        if sides[term.modality].kind != kind and not (kind != "text" and sides[term.modality].kind != "text"):
+            raise RequestError("unprocessable", f"{term.modality!r} takes no {kind}")
+        found = [term.modality]
+    else:
+        found = _takers(opened, kind) or (_takers(opened, "audio") if kind == "video" else [])
+    if len(found) != 1:
+        names = ", ".join(f"{name} ({side.kind})" for name, side in sides.items())
+        why = "nothing here takes" if not found else f"{' and '.join(found)} both take"
+        raise RequestError("unprocessable", f"{why} a query of the kind {kind}; there are {names}", "say its modality")
+    if found[0] in opened.why:
+        raise RequestError("unprocessable", f"{found[0]!r} cannot be asked with: {opened.why[found[0]]}")
+    return found[0]
+
+
+def _takers(opened: Opened, kind: str) -> list[str]:
+    return [name for name, side in opened.index.space.sides_.items() if side.kind == kind]
+
+
+def _parsed(content: bytes) -> SearchIn:
+    try:
+        return SearchIn.model_validate_json(content)
+    except ValidationError as error:
+        raise refused(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def refused(errors: Sequence[Any]) -> RequestError:
+    """Say what the first of pydantic's errors is, and where."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"])
+    code = "bad_request" if first["type"] == "json_invalid" else "unprocessable"
+    said = str(first["msg"]).removeprefix("Value error, ")
+    message = f"{place}: {said}" if place else said
+    return RequestError(code, message)  # type: ignore[arg-type]
