@@ -40,6 +40,8 @@ from fusemix.zeroshot import class_embeddings, zero_shot
 
 SOUND = ("{}", "the sound of {}", "a recording of {}")
 EMOJI = ("{}", "a picture of {}", "an emoji of {}")
+# Pairs this few need neither a wide block nor many passes, as in recipes/sounds_to_emoji: a fit takes seconds.
+FIT: dict[str, Any] = {"epochs": 40, "settings": {"expansion": 1}}
 BASELINES = ("chance", "most frequent")
 PROBE = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
 Rows = NDArray[np.int64]
@@ -106,7 +108,7 @@ def words(latents: fm.Latents, column: str) -> NDArray[np.str_]:
 def folds(
     truth: NDArray[np.str_], trials: dict[str, str | None], together: NDArray[Any], count: int, seed: int
 ) -> Iterator[Fold]:
-    """Deal rows into folds; equal values of `together` stay in one. A trial chooses among all classes or those of "test"."""
+    """Deal rows into folds; equal values of `together` stay in one. A trial chooses among all classes or its own."""
     codes = np.unique(together, return_inverse=True)[1]
     fold_of = (np.random.default_rng(seed).permutation(codes.max() + 1) % count)[codes]
     for fold in range(count):
@@ -166,7 +168,7 @@ def one_fold(
     """Fit on one part and name the other, by trial and method."""
     modality = latents.modalities[0]
     raw = latents[modality].numpy()[latents.rows[modality]].astype(np.float32)
-    model = fm.FuseMix(seed=seed).fit(latents.take(fold.train))
+    model = fm.FuseMix(seed=seed, **FIT).fit(latents.take(fold.train))
     methods: dict[str, tuple[Embed, Embed]] = {
         "FuseMix": (lambda x: model.embed_latents(modality, x), lambda y: model.embed_latents("text", y))
     }

@@ -151,7 +151,9 @@ class Judgement:
         if present < len(self.names):
             lines.append(f"the mean is over the {present:,} of {len(self.names):,} classes that have items")
         lines.append(f"{wrong:,} of {self.judged:,} are named wrongly" + (", most often" if wrong else ""))
-        return "\n".join([*lines, *(f"{n:>6,} x {truth} named {label}" for n, truth, label in self.confused())])
+        for n, truth, label in self.confused():
+            lines.append(f"{n:>6,} x {truth} named {label} (of {self.counts[self.names.index(truth)]:,})")
+        return "\n".join(lines)
 
 
 def draw_confusion(judged: Judgement) -> "Figure":
@@ -160,34 +162,37 @@ def draw_confusion(judged: Judgement) -> "Figure":
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    size, names = len(judged.names), [_short(name) for name in judged.names]
-    side = min(max(0.17 * size, 2.6), 9.0)
-    room = 0.075 * max(map(len, names)) if size <= READABLE else 0.0
-    figure = new_figure(side + room + 1.3, side + room + 0.7)
+    size = len(judged.names)
+    names = [_short(name) for name in judged.names] if size <= READABLE else []
+    side, room = min(max(0.17 * size, 2.6), 9.0), 0.07 * max(map(len, names), default=0)
+    figure = new_figure(side + room + 1.2, side + room + 0.5)
     axes = figure.subplots()
     _draw_shares(axes, 100 * judged.confusion / np.where(judged.counts > 0, judged.counts, np.nan)[:, None])
-    axes.set_xlabel("label")
-    axes.set_ylabel("true class")
-    if size <= READABLE:
-        axes.set_xticks(range(size), names, rotation=90, fontsize=7, parse_math=False)
-        axes.set_yticks(range(size), names, fontsize=7, parse_math=False)
+    axes.set_xlabel("label", fontsize=8)
+    axes.set_ylabel("true class", fontsize=8)
+    places = range(len(names))
+    axes.set_xticks(places, names, rotation=90, fontsize=7, parse_math=False)
+    axes.set_yticks(places, names, fontsize=7, parse_math=False)
     low, high = judged.interval
     always = f"always {_short(judged.most_frequent)} {judged.baselines['most frequent']['accuracy']:.1f} %"
+    empty = "" if judged.counts.all() else "; sand: no items"
     figure.suptitle(
         f"{judged.accuracy:.1f} % of {judged.judged:,} items are named rightly ({low:.1f}-{high:.1f})\n"
-        f"chance {100 / size:.1f} %, {always}",
+        f"chance {100 / size:.1f} %, {always}{empty}",
         fontsize=9, parse_math=False,
     )  # fmt: skip
     return figure
 
 
 def _draw_shares(axes: "Axes", shares: NDArray[np.float64]) -> None:
-    """Draw shares (C, C) in percent as cells; a row of NaN, a class without items, is grey."""
+    """Draw shares (C, C) in percent as cells; a row of NaN, a class without items, has the colour of sand."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("confusion", ["#ffffff", "#a9b9d6", LOSS, "#22365c"])
-    image = axes.imshow(shares, cmap=colours.with_extremes(bad="#e2e6ed"), vmin=0, vmax=100)
-    axes.figure.colorbar(image, ax=axes, shrink=0.7, label="% of the items of the true class")
+    image = axes.imshow(shares, cmap=colours.with_extremes(bad="#f3ead7"), vmin=0, vmax=100)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    bar.set_label("% of the items of the true class", fontsize=8)
     axes.tick_params(length=0)
     for row, column in np.argwhere(shares > 0).tolist() if len(shares) <= NUMBERED else ():
         colour = "white" if shares[row, column] > 50 else "#1c2330"

@@ -100,7 +100,7 @@ class Classification:
             counts = list(self.counts.items())
             parts = [f"{head}; no truth was given, so nothing is judged"]
             parts += [f"{count:>6,} x {name}" for name, count in counts[:SHOWN]]
-            parts += [f"and {len(counts) - SHOWN:,} labels more"] if len(counts) > SHOWN else []
+            parts += [f"and {_number(len(counts) - SHOWN, 'label')} more"] if len(counts) > SHOWN else []
         return "\n".join([*parts, *(f"note: {note}" for note in self.notes)])
 
 

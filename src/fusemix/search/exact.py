@@ -1,4 +1,11 @@
-"""The k highest cosines, exact, in blocks: fast to a million rows, and the oracle of everything approximate."""
+"""The k highest cosines, exact, in blocks: fast to a million rows, and the oracle of everything approximate.
+
+Rows that are equal get equal scores, so that their order is that of the index: a product gives them the same bits only
+where it has the same shape, and where it is one of two matrices. So all blocks are of one length, and one query is
+asked twice; both are free, as it is the memory that limits.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -27,22 +34,33 @@ def nearest(embeddings: Tensor, queries: Tensor, k: int, among: Tensor | None = 
 def _nearest(embeddings: Tensor, queries: Tensor, k: int, among: Tensor | None) -> tuple[Tensor, Tensor]:
     """Keep the best k of each block of rows, then of what was kept."""
     kept, rows = [torch.empty(len(queries), 0)], [torch.empty(len(queries), 0, dtype=torch.int64)]
-    for start in range(0, len(embeddings) if among is None else len(among), _ROWS_PER_BLOCK):
-        stop = start + _ROWS_PER_BLOCK
-        chosen = None if among is None else among[start:stop]
-        scores = _scores(queries, embeddings[start:stop] if chosen is None else embeddings[chosen])
-        columns = best(scores, k)
+    for first, start, stop in _blocks(len(embeddings) if among is None else len(among), _ROWS_PER_BLOCK):
+        chosen = None if among is None else among[first:stop]
+        scores = _scores(queries, embeddings[first:stop] if chosen is None else embeddings[chosen])
+        scores[:, : start - first] = -torch.inf  # the block before has had these
+        columns = best(scores, min(k, stop - start))
         kept.append(scores.gather(1, columns))
-        rows.append(columns + start if chosen is None else chosen[columns])
+        rows.append(columns + first if chosen is None else chosen[columns])
     scores, found = torch.cat(kept, dim=1), torch.cat(rows, dim=1)
     columns = best(scores, k)
     return scores.gather(1, columns), found.gather(1, columns)
 
 
+def _blocks(count: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (first, start, stop): rows [start, stop) are new, and those from `first` on make up the length."""
+    for start in range(0, count, size):
+        stop = min(start + size, count)
+        yield max(0, stop - size), start, stop
+
+
 def _scores(queries: Tensor, rows: Tensor) -> Tensor:
+    """Multiply (Q, S) and (n, S) to (Q, n)."""
+    if len(queries) == 1:
+        return _scores(queries.expand(2, -1), rows)[:1]
     if rows.dtype == queries.dtype:
         return queries @ rows.T
-    return torch.cat([queries @ piece.to(queries.dtype).T for piece in torch.split(rows, _CAST_ROWS)], dim=1)
+    pieces = _blocks(len(rows), _CAST_ROWS)
+    return torch.cat([(queries @ rows[i:k].to(queries.dtype).T)[:, j - i :] for i, j, k in pieces], dim=1)
 
 
 def best(scores: Tensor, k: int) -> Tensor:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import fusemix
 from fusemix.data.decoding import Decoders
@@ -62,10 +63,9 @@ SEARCH_BODY = {
 _DECODED_AT_ONCE = 2  # a picture of 40 megapixels takes 120 MB, some of it more than once on its way
 
 
-def create_app(served: Served) -> FastAPI:
+def create_app(served: Served, batcher: Batcher) -> FastAPI:
     """Make the application that serves an index; what guards it is put around it by `run`."""
     decoders = Decoders(_DECODED_AT_ONCE)
-    batcher = Batcher(lambda: _opened(served).index)
     turn = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @asynccontextmanager
@@ -92,7 +92,6 @@ def create_app(served: Served) -> FastAPI:
     )
     async def search(request: Request) -> Response:
         """Find the items nearest to a query of texts, items, vectors and files, added and subtracted."""
-        batcher.check_room()
         opened = _opened(served)
         asked, files = await read_request(request)
         terms = await read_terms(asked, files, opened, decoders, turn)
@@ -182,6 +181,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
     async def refuse(request: Request, refusal: RequestError) -> Response:
         return JSONResponse(refusal.body, STATUS[refusal.code], refusal.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # which nobody gets
 
     @app.exception_handler(FusemixError)
     async def user_error(request: Request, error: FusemixError) -> Response:

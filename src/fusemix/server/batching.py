@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from fusemix.errors import FusemixError
 from fusemix.search.index import Hit, Index
 from fusemix.search.query import Term
 from fusemix.server.limits import RETRY_SECONDS, WAITING, RequestError
+from fusemix.server.served import Served
 
 MOST = 64  # queries a batch
 
@@ -45,25 +46,19 @@ class Batcher:
     """A thread that takes whatever waits, again and again.
 
     Args:
-        index: returns the index that is served now; a batch is answered from one.
+        served: what is served; a batch is answered from one index of it.
     """
 
-    def __init__(self, index: Callable[[], Index]) -> None:
-        self._index = index
+    def __init__(self, served: Served) -> None:
+        self._served = served
         self._waiting: queue.SimpleQueue[tuple[Ask, asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._count = 0
         self._thread = threading.Thread(target=self._work, name="fusemix-search", daemon=True)
         self._thread.start()
 
-    def check_room(self) -> None:
-        """Refuse a request that would have to wait too long, before its body is read.
-
-        Raises:
-            RequestError: busy.
-        """
-        if self._count >= WAITING:
-            message = f"{self._count} searches are waiting already"
-            raise RequestError("busy", message, f"try again in {RETRY_SECONDS} s")
+    def is_full(self) -> bool:
+        """Tell whether one more search would have to wait too long."""
+        return self._count >= WAITING
 
     async def ask(self, ask: Ask) -> Answer:
         """Search.
@@ -72,7 +67,8 @@ class Batcher:
             RequestError: busy.
             DataError: a query or a condition that cannot be used.
         """
-        self.check_room()
+        if self.is_full():
+            raise RequestError("busy", "too many searches are waiting", f"try again in {RETRY_SECONDS} s")
         self._count += 1
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.put((ask, future))
@@ -95,7 +91,8 @@ class Batcher:
                     self._waiting.put(None)
                     break
                 jobs.append(job)
-            answers = answer_all(self._index(), [ask for ask, _ in jobs])
+            assert self._served.now is not None  # who asks has looked at it
+            answers = answer_all(self._served.now.index, [ask for ask, _ in jobs])
             for (_, future), answer in zip(jobs, answers, strict=True):
                 future.get_loop().call_soon_threadsafe(_tell, future, answer)
 

@@ -4,8 +4,10 @@ A page of another site, or a name that was rebound to this machine, must not rea
 be one of ours, and what costs work must come from our own page or from no page at all.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
 from hmac import compare_digest
 from ipaddress import ip_address
 from typing import Any
@@ -30,6 +32,7 @@ HEADERS = {
 }
 SAFE = ("GET", "HEAD", "OPTIONS")
 LOCAL = ("localhost", "127.0.0.1", "::1")
+_LINGER_SECONDS = 2
 _ANY = ("0.0.0.0", "::")  # noqa: S104  # addresses that mean every address of this machine
 
 
@@ -73,7 +76,7 @@ class Guard:
             await self.app(scope, _limited(receive, headers), sealed)
         except RequestError as refusal:
             if not state["started"]:
-                await _answer(refusal, sealed)
+                await _answer(refusal, receive, sealed)
 
     def _check(self, scope: Scope, headers: "_Headers") -> None:
         """Refuse who may not ask."""
@@ -130,13 +133,18 @@ def _limited(receive: Receive, headers: _Headers) -> Receive:
     return limited
 
 
-async def _answer(refusal: RequestError, send: Send) -> None:
+async def _answer(refusal: RequestError, receive: Receive, send: Send) -> None:
+    """Answer, then let go of what the client still sends: to close on it would take the answer from him."""
     body = json.dumps(refusal.body).encode()
-    # What follows of a body that was refused is not read: the connection ends here.
     headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
     pairs = [(name.encode(), value.encode()) for name, value in {**headers, **refusal.headers}.items()]
     await send({"type": "http.response.start", "status": STATUS[refusal.code], "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _too_large(most: int) -> RequestError:

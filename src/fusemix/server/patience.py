@@ -1,27 +1,42 @@
 """How long a connection may take: uvicorn's HTTP/1.1 protocol, with deadlines for clients that are slow on purpose.
 
 uvicorn limits how long an idle connection is kept, but neither how long a request may take to come nor how long an
-answer may take to be fetched: a few hundred connections that send a byte now and then would hold it for ever.
+answer may take to be fetched: a few hundred connections that send a byte now and then would hold it for ever. And what
+cannot be answered is told so before it is parsed, so that it takes next to nothing from what can.
 """
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fusemix.server.limits import SLOW_SECONDS
+from fusemix.server.limits import RETRY_SECONDS, SLOW_SECONDS, RequestError
 
-_LEAVING_SECONDS = 0.3  # at the end of the server: what is on its way is still answered
+_LEAVING_SECONDS = 0.3  # that a connection is kept for what is on its way
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_BUSY = RequestError("busy", "too many searches are waiting", f"try again in {RETRY_SECONDS} s")
+_BODY = json.dumps(_BUSY.body).encode()
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"retry-after: %d\r\ncontent-length: %d\r\n\r\n" % (RETRY_SECONDS, len(_BODY))
+) + _BODY
 
 
 class PatientProtocol(H11Protocol):
-    """One connection."""
+    """One connection.
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    Args:
+        is_full: tells whether searches are turned away.
+        *arguments, **named: of uvicorn.
+    """
+
+    def __init__(self, is_full: Callable[[], bool], *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._is_full = is_full
         self._deadline: asyncio.TimerHandle | None = None
-        self._leaving = False
+        self._leaving = self._turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -35,6 +50,11 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the time runs from the first one of a request until its last."""
+        if self._turned_away:
+            return
+        if self.cycle is None and data.startswith(b"POST ") and self._is_full():
+            self._turn_away()
+            return
         super().data_received(data)
         if self._whole():
             self._stop_waiting()
@@ -68,6 +88,12 @@ class PatientProtocol(H11Protocol):
     def _leave(self) -> None:
         if not self.transport.is_closing():
             super().shutdown()
+
+    def _turn_away(self) -> None:
+        """Answer a new connection and let it leave: to close on what it still sends would take the answer from it."""
+        self._turned_away = True
+        self.transport.write(_FULL)
+        self.loop.call_later(_LEAVING_SECONDS, self.transport.close)
 
     def _whole(self) -> bool:
         """Tell whether a request has come whole and is being answered."""

@@ -1,8 +1,10 @@
 """Running the server: on this machine alone unless a token is asked for, until SIGTERM or Ctrl-C."""
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import uvicorn
 from fusemix.errors import DataError, FusemixError
 from fusemix.search.folder import read_facts
 from fusemix.server.app import OPEN_PATHS, create_app
+from fusemix.server.batching import Batcher
 from fusemix.server.guard import LOCAL, Guard
 from fusemix.server.limits import HEADER_BYTES
 from fusemix.server.patience import PatientProtocol
@@ -51,16 +54,20 @@ def serve(
         raise DataError(f"--token: wanted at least {TOKEN_LETTERS} letters or digits, so that nobody guesses it")
     read_facts(folder)  # a folder that is none is told before anything listens
     served = Served(folder, encoders or {})
-    guard = Guard(create_app(served), host, allowed, token, OPEN_PATHS)
+    batcher = Batcher(served)
+    guard = Guard(create_app(served, batcher), host, allowed, token, OPEN_PATHS)
     server = uvicorn.Server(
         uvicorn.Config(
-            guard, host=host, port=port, http=PatientProtocol, ws="none", log_level="warning", access_log=False,
+            guard, host=host, port=port, http=partial(PatientProtocol, batcher.is_full),  # type: ignore[arg-type]
+            ws="none", log_level="warning", access_log=False,
             server_header=False, h11_max_incomplete_event_size=HEADER_BYTES, timeout_keep_alive=5,
             timeout_graceful_shutdown=DRAIN_SECONDS, backlog=512,
         )
     )  # fmt: skip
     failed: list[FusemixError] = []
     threading.Thread(target=_open, args=(served, server, failed, ready), daemon=True).start()
+    for each in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended in order
+        signal.signal(each, lambda *_: None)
     server.run()
     if failed:
         raise failed[0]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from fusemix.arguments import Decode, Json, Quiet, named
-from fusemix.errors import DataError, StoreError, choices
+from fusemix.errors import DataError, EncoderError, StoreError, choices
+from fusemix.verbs.index import Where
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
-    from fusemix.model import FuseMix
     from fusemix.progress import Progress
+    from fusemix.search.index import Index
+    from fusemix.search.space import Space
     from fusemix.zeroshot import Classification
 
 FORMS = (".csv", ".parquet", ".jsonl")
@@ -27,21 +31,24 @@ class Subject(NamedTuple):
     """What is classified.
 
     Attributes:
-        model: embeds the names of the classes: a FuseMix, or what an index has in its place.
-        items: N rows: modality, id, value and, of an index, the user's columns.
+        space: embeds the names of the classes.
+        items: columns modality, id and value, N rows.
         embeddings: (N, S).
-        whole: whether they are an index.
+        columns: of all items of an index; None for items that were named.
+        rows: (N,) those of an index that are classified; None for all.
     """
 
-    model: Any
+    space: "Space"
     items: "pa.Table"
-    embeddings: Any
-    whole: bool
+    embeddings: "Tensor"
+    columns: "pa.Table | None" = None
+    rows: "Tensor | None" = None
 
 
 def classify(
     source: Annotated[
-        Path, typer.Argument(metavar="INDEX_OR_MODEL", help="Folder of an index, all of it; or of a model, for ITEMS.")
+        Path,
+        typer.Argument(metavar="INDEX_OR_MODEL", help="Folder of an index, for its items; or of a model, for ITEMS."),
     ],
     classes: Annotated[
         str, typer.Option(help="dog,cat,...; or a file with a name on each line; or a column of the index.")
@@ -55,6 +62,7 @@ def classify(
     modality: Annotated[
         str | None, typer.Option("--from", help="What the items are (default: by their type); of an index only those.")
     ] = None,
+    where: Where = None,
     names: Annotated[
         str | None, typer.Option(help="Modality that encodes the class names (default: the only one of texts).")
     ] = None,
@@ -79,20 +87,29 @@ def classify(
     from fusemix.zeroshot import class_embeddings, zero_shot
 
     _check_files(out, confusion, truth)
+    templates = _templates(template)
+    encoders, decoders = named("encoder", encoder), named("decode", decode)
+    space, index = _open(source, items or [], [*(where or []), *([truth] if truth is not None else [])])
+    for name in {**encoders, **decoders}:
+        space.use_encoder(name, encoders.get(name), decode=decoders.get(name))
+    asked = _part(index, where or [], modality) if index is not None else None
+    given = _items(space, items or [], modality, encoders) if index is None else []
+    true = _column(truth, asked) if truth is not None and asked is not None else None
+    chosen, origin = _classes(classes, asked)
+    reader = _reader(space, names)
+    _check_encoder(space, reader, encoders)
+    # Several models of one space have no common temperature.
+    temperature = float(space.facts_["temperature"]) if len(space.models) == 1 else None
     with Bars(quiet) as bars:
-        asked = _open(source, items or [], modality, named("encoder", encoder), named("decode", decode), bars)
-        chosen, origin = _classes(classes, asked)
-        templates = _templates(template)
-        true = _column(truth, asked) if truth is not None else None
-        embedded = class_embeddings(asked.model, chosen, templates, _reader(asked.model, names), bars)
-        temperature = _temperature(asked.model)
-        found = zero_shot(asked.embeddings, embedded, chosen, true, k=k, temperature=temperature)
+        embedded = class_embeddings(space, chosen, templates, reader, bars)
+        asked = asked or _embedded(space, given, bars)
+    found = zero_shot(asked.embeddings, embedded, chosen, true, k=k, temperature=temperature)
     if true is not None:
-        found.notes.extend(_seen(asked, true))
+        found = replace(found, notes=_seen(asked, true))
     labelled = _labelled(asked, true, found)
-    about = {"source": str(source), "classes_from": origin, "templates": templates, "temperature": temperature}
     _write(found, labelled, out, confusion)
     if as_json:
+        about = {"source": str(source), "classes_from": origin, "templates": templates, "temperature": temperature}
         predictions = {} if out else {"predictions": labelled.to_pylist()}
         say(json.dumps({**about, **found.to_dict(), **predictions}, indent=2, ensure_ascii=False))
         return
@@ -115,59 +132,83 @@ def _check_files(out: Path | None, confusion: Path | None, truth: str | None) ->
         new_figure(1, 1)  # raises where matplotlib is not installed
 
 
-def _open(
-    source: Path, items: list[str], modality: str | None, encoders: Mapping[str, str], decoders: Mapping[str, str],
-    progress: "Progress",
-) -> Subject:  # fmt: skip
-    """Open an index, or a model and embed the items with it."""
+def _open(source: Path, items: list[str], columns: list[str]) -> "tuple[Space, Index | None]":
+    """Open an index, or a model for items that are named; only an index has columns to speak of."""
     import fusemix as fm
+    from fusemix.search.space import Space
 
     if (source / "adapters.safetensors").is_file():
         if not items:
             raise DataError(f"{source} is a model: name the files or words to classify, or give an index instead")
-        fitted = fm.FuseMix.load(source)
-        _use(fitted, encoders, decoders)
-        return _embedded(fitted, items, modality, progress)
+        if columns:
+            raise DataError(f"{columns[0]!r}: only an index has columns, and {source} is a model; see `fusemix index`")
+        return Space([fm.FuseMix.load(source)]), None
     if not (source / "facts.json").is_file():
         raise StoreError(f"{source} holds neither an index nor a model; make one with `fusemix index` or `fusemix fit`")
-    index = fm.open_index(source)
     if items:
-        raise DataError(f"{source} is an index, and all of it is classified; for {items[0]!r} give a model's folder")
-    _use(index.model, encoders, decoders)
-    if modality is None:
-        return Subject(index.model, index.items, index.embeddings, True)
-    kinds = index.items["modality"].to_pylist()
-    keep = [row for row, kind in enumerate(kinds) if kind == modality]
-    if not keep:
-        raise DataError(f"--from {modality}: the index has no such items; {choices(modality, sorted(set(kinds)))}")
-    return Subject(index.model, index.items.take(keep), index.embeddings[keep], True)
+        raise DataError(f"{source} is an index, whose own items are classified; for {items[0]!r} give a model's folder")
+    index = fm.open_index(source)
+    return index.space, index
 
 
-def _use(model: Any, encoders: Mapping[str, str], decoders: Mapping[str, str]) -> None:
-    for name in {**encoders, **decoders}:
-        model.use_encoder(name, encoders.get(name), decode=decoders.get(name))
+def _part(index: "Index", where: list[str], modality: str | None) -> Subject:
+    """Return the items of an index that fulfil all conditions."""
+    columns = index.columns
+    for name in ("modality", "id", "value"):  # unless the user has such columns
+        if name not in columns.column_names:
+            columns = columns.append_column(name, index.items[name])
+    rows = index.rows(where, modality)
+    if rows is None:
+        return Subject(index.space, index.items, index.embeddings, columns)
+    if not len(rows):
+        conditions = [*where, *([f"modality = {modality}"] if modality is not None else [])]
+        raise DataError(f"none of the {len(index):,} items of the index fulfils {' and '.join(conditions)}")
+    return Subject(index.space, index.items.take(rows.numpy()), index.embeddings[rows], columns, rows)
 
 
-def _embedded(model: "FuseMix", words: list[str], modality: str | None, progress: "Progress") -> Subject:
-    """Embed files and words, those of one modality together."""
-    import numpy as np
-    import pyarrow as pa
+def _check_encoder(space: "Space", modality: str, encoders: Mapping[str, str]) -> None:
+    """Say what to pass where a folder names code that it may not run."""
+    from fusemix.encoders import runs_code
 
+    source = space.sides_[modality].source
+    if modality not in encoders and runs_code(source):
+        raise EncoderError(
+            f"{modality!r} was encoded by {source}; a saved model never runs code by itself: "
+            f"name the encoder yourself, --encoder {modality}={source}"
+        )
+
+
+def _items(
+    space: "Space", words: list[str], modality: str | None, encoders: Mapping[str, str]
+) -> list[tuple[str | Path, str]]:
+    """Say of each word what it is: a text or a file, and its modality."""
     from fusemix.queries import modality_of
 
-    sides = model.sides_
+    sides = space.sides_
     if modality not in (None, *sides):
         raise DataError(f"--from: the model has no modality {modality!r}; {choices(str(modality), sides)}")
     raw = [_raw(word, sides[modality].kind if modality is not None else None) for word in words]
     kinds = [modality or modality_of(item, sides) for item in raw]
-    embeddings = np.empty((len(raw), model.config_.dim), dtype=np.float32)
     for kind in dict.fromkeys(kinds):
-        rows = [row for row, other in enumerate(kinds) if other == kind]
+        _check_encoder(space, kind, encoders)
+    return list(zip(raw, kinds, strict=True))
+
+
+def _embedded(space: "Space", items: list[tuple[str | Path, str]], progress: "Progress") -> Subject:
+    """Embed texts and files, those of one modality together."""
+    import pyarrow as pa
+    import torch
+
+    found: dict[int, Any] = {}
+    for kind in dict.fromkeys(kind for _, kind in items):
+        rows = [row for row, (_, other) in enumerate(items) if other == kind]
         for start in range(0, len(rows), ITEMS_PER_BLOCK):
             block = rows[start : start + ITEMS_PER_BLOCK]
-            embeddings[block] = model.embed([raw[row] for row in block], kind)
+            found.update(zip(block, space.embed([items[row][0] for row in block], kind), strict=True))
             progress(f"embed {kind}", start + len(block), len(rows))
-    return Subject(model, pa.table({"modality": kinds, "id": words, "value": words}), embeddings, False)
+    embeddings = torch.stack([torch.as_tensor(found[row]) for row in range(len(items))])
+    words, kinds = [str(raw) for raw, _ in items], [kind for _, kind in items]
+    return Subject(space, pa.table({"modality": kinds, "id": words, "value": words}), embeddings)
 
 
 def _raw(word: str, kind: str | None) -> str | Path:
@@ -183,43 +224,33 @@ def _raw(word: str, kind: str | None) -> str | Path:
     return word if text else path
 
 
-def _models(model: Any) -> list["FuseMix"]:
-    """Return the models of a space, which an index can have several of; a model alone is its own."""
-    return list(getattr(model, "models", [model]))
-
-
-def _temperature(model: Any) -> float | None:
-    """Return the temperature of the one fit that made the space; several have no common one."""
-    models = _models(model)
-    return float(models[0].facts_["temperature"]) if len(models) == 1 else None
-
-
-def _reader(model: Any, given: str | None) -> str:
+def _reader(space: "Space", given: str | None) -> str:
     """Return the modality that encodes the names of classes."""
-    texts = [name for name, side in model.sides_.items() if side.kind == "text"]
+    texts = [name for name, side in space.sides_.items() if side.kind == "text"]
     if given is not None and given not in texts:
-        raise DataError(f"--names {given}: no modality of texts in this model; {choices(given, texts)}")
+        raise DataError(f"--names {given}: the model has no modality of texts of this name; {choices(given, texts)}")
     if given is None and len(texts) != 1:
-        known = ", ".join(f"{name} ({side.kind})" for name, side in model.sides_.items())
+        known = ", ".join(f"{name} ({side.kind})" for name, side in space.sides_.items())
         step = "say which with --names" if texts else "classes need a model that was fitted on texts"
         raise DataError(f"cannot tell what encodes the names of the classes: the model has {known}; {step}")
     return str(given or texts[0])
 
 
-def _classes(words: str, asked: Subject) -> tuple[list[str], str]:
+def _classes(words: str, asked: Subject | None) -> tuple[list[str], str]:
     """Return the names of the classes, and where they come from: a file, else a column, else the words themselves."""
     from fusemix.data.media import is_file
     from fusemix.zeroshot import label_of
 
-    path, columns = Path(words), asked.items.column_names if asked.whole else []
+    path, table = Path(words), asked.columns if asked is not None else None
+    columns = table.column_names if table is not None else []
     if is_file(path):
-        also = f" (the file {words}, not the column of that name)" if words in columns else f" of the file {words}"
-        return _lines(path, "--classes"), f"the lines{also}"
-    if words in columns:
-        found = {label_of(value) for value in asked.items[words].unique().to_pylist()} - {None}
+        column = ", not the values of that column" if words in columns else ""
+        return _lines(path, "--classes"), f"the lines of the file {words}{column}"
+    if table is not None and words in columns:
+        found = {label_of(value) for value in table[words].to_pylist()} - {None}
         return sorted(str(name) for name in found), f"the values of the column {words!r}"
     if "," not in words:
-        there = f"no column of the index ({', '.join(columns)})" if asked.whole else "one name alone is no choice"
+        there = f"no column of the index ({', '.join(columns)})" if columns else "one name alone is no choice"
         raise DataError(f"--classes {words}: no such file, and {there}; write names with commas between: dog,cat")
     return [word.strip() for word in words.split(",") if word.strip()], "as given"
 
@@ -249,19 +280,19 @@ def _lines(path: Path, option: str) -> list[str]:
 
 def _column(truth: str, asked: Subject) -> list[Any]:
     """Return the true classes."""
-    if not asked.whole:
-        raise DataError(f"--truth {truth}: only an index has columns; make one with `fusemix index`")
-    if truth not in asked.items.column_names:
-        raise DataError(f"--truth: the index has no column {truth!r}; {choices(truth, asked.items.column_names)}")
-    return list(asked.items[truth].to_pylist())
+    assert asked.columns is not None
+    if truth not in asked.columns.column_names:
+        raise DataError(f"--truth: the index has no column {truth!r}; {choices(truth, asked.columns.column_names)}")
+    column = asked.columns[truth]
+    return list((column if asked.rows is None else column.take(asked.rows.numpy())).to_pylist())
 
 
 def _seen(asked: Subject, true: list[Any]) -> list[str]:
-    """Say how many of the judged items the model was trained on."""
+    """Say how many of the judged items were trained on."""
     from fusemix.zeroshot import label_of, seen_notes
 
     judged = asked.items.filter([label_of(value) is not None for value in true])
-    notes = [note for model in _models(asked.model) for note in seen_notes(model, judged)]
+    notes = [note for model in asked.space.models for note in seen_notes(model, judged)]
     return list(dict.fromkeys(notes))
 
 
@@ -271,8 +302,7 @@ def _labelled(asked: Subject, true: list[Any] | None, found: "Classification") -
 
     from fusemix.zeroshot import label_of
 
-    own = [name for name in ("modality", "id", "value") if name in asked.items.column_names]
-    table = asked.items.select(own)
+    table = asked.items
     if true is not None:
         table = table.append_column("truth", pa.array([label_of(value) for value in true], pa.string()))
     for name, column in zip(found.table().column_names, found.table().columns, strict=True):
@@ -309,7 +339,7 @@ def _show(found: "Classification", asked: Subject, out: Path | None, confusion: 
     """Print the labels of items that were named, or how many items of an index have each; and what was written."""
     from fusemix.terminal import say
 
-    if asked.whole:
+    if asked.columns is not None:
         say(str(found))
     else:
         for row, word in enumerate(asked.items["value"].to_pylist()):
@@ -317,7 +347,7 @@ def _show(found: "Classification", asked: Subject, out: Path | None, confusion: 
             say(f"{word}: {', '.join(f'{found.names[place]} {score:.3f}' for place, score in best)}")
     if out is not None:
         say(f"labels of {len(found):,} items: {out}")
-    elif asked.whole:
+    elif asked.columns is not None:
         say("the labels of every item: -o labels.csv")
     if confusion is not None:
         say(f"confusions: {confusion}")

@@ -439,7 +439,8 @@ function columnField({ name, type, values }) {
 
 function filterFields({ columns, modalities }) {
   const among = modalities.length > 1 ? [field("among", choice("among", modalities.map(({ name }) => name)))] : [];
-  return [...among, ...columns.map(columnField)];
+  const asked = columns.filter(({ type, values }) => values || type !== "other"); // other: what no condition fits well
+  return [...among, ...asked.map(columnField)];
 }
 
 function setControl(node, value) {
