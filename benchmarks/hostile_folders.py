@@ -8,6 +8,7 @@ import tarfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -494,7 +495,13 @@ def saved_cases() -> Iterator[Case]:
         yield Case(f"a model whose encoder is {source}", "model", make)
     for way, names in (
         ("model", ("facts.json", "adapters.safetensors", "baselines.safetensors", "seen.safetensors")),
-        ("index", ("facts.json", "embeddings.safetensors", "items.parquet", "model/facts.json")),
+        (
+            "index",
+            (
+                "facts.json",
+                *(f"generation-1/{part}" for part in ("embeddings.safetensors", "items.parquet", "model/facts.json")),
+            ),
+        ),
         (
             "latents",
             ("pairs.parquet", "image/*/facts.json", "image/*/items.parquet", "image/*/shard-00000.safetensors"),
@@ -506,6 +513,10 @@ def saved_cases() -> Iterator[Case]:
                 bait.copy(way, folder)
                 scatter(folder, bait)
                 next(folder.glob(name)).write_bytes(bait.pickle())
+                if way == "index" and name != "facts.json":  # who makes a folder makes its checksums, too
+                    sums = json.loads((folder / "facts.json").read_text())["sha256"]
+                    sums[name.removeprefix("generation-1/")] = sha256(bait.pickle()).hexdigest()
+                    edit(folder / "facts.json", sha256=sums)
 
             yield Case(f"{name} of saved {way} as a pickle", way, replace)
     for target in ("../../outside", "/etc", "text/../../.."):

@@ -43,7 +43,7 @@ def make_index(folder: Path, symbols: int = 300) -> Path:
     table = write_symbols(folder, symbols)
     pairs = fm.read_pairs(table, image="image", text="text")
     seen = fm.extract(pairs, image="hog", text="minilm", out=folder / "seen")
-    tones = fm.read_pairs(_tones(folder), sound="file", text="caption")
+    tones = fm.read_pairs(write_tones(folder), sound="file", text="caption")
     heard = fm.extract(tones, sound=f"{folder / 'hear.py'}:encode", text="minilm", out=folder / "heard")
     train = {"epochs": 3, "batch_size": 64}
     sees = fm.FuseMix(lock="text", **train).fit(seen.split()[0])
@@ -53,7 +53,8 @@ def make_index(folder: Path, symbols: int = 300) -> Path:
     return folder / "index"
 
 
-def _tones(folder: Path, count: int = 60) -> Path:
+def write_tones(folder: Path, count: int = 60) -> Path:
+    """Write sine tones, low to high, and tones.csv with the columns file and caption; return its path."""
     (folder / "tones").mkdir(parents=True, exist_ok=True)
     rng, rows = np.random.default_rng(0), []
     for i in range(count):
@@ -67,10 +68,16 @@ def _tones(folder: Path, count: int = 60) -> Path:
 
 
 class Server:
-    """A `fusemix serve` process; a context manager that waits until it is ready, and ends it."""
+    """A `fusemix serve` process; a context manager that waits until it is ready, and ends it.
 
-    def __init__(self, index: Path, *words: str) -> None:
-        encoder = ["--encoder", f"sound={index.parent / 'hear.py'}:encode"]
+    Args:
+        index: what is served.
+        words: more of the command line.
+        hears: whether it is told of the encoder of sounds.
+    """
+
+    def __init__(self, index: Path, *words: str, hears: bool = True) -> None:
+        encoder = ["--encoder", f"sound={index.parent / 'hear.py'}:encode"] if hears else []
         self.cores = sorted(os.sched_getaffinity(0))
         self.command = [sys.executable, "-m", "fusemix", "serve", str(index), "--port", "0", *encoder, *words]
 

@@ -54,7 +54,8 @@ def _decode(file: BinaryIO) -> "Image":
         with Image.open(file, formats=IMAGE_FORMATS) as image:
             check_size(*image.size)  # the header is all that has been read: a bomb is refused before it unpacks
             check_image(file, image.format or "")
-            return _upright_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
 
 
 def _diagnosis(file: BinaryIO, error: Exception) -> ItemError:
@@ -75,9 +76,12 @@ def _diagnosis(file: BinaryIO, error: Exception) -> ItemError:
     return ItemError(reason, text)
 
 
-def _upright_rgb(image: "Image") -> "Image":
+def _rgb(image: "Image") -> "Image":
     from PIL import Image
 
+    if image.mode == "RGB" and not image.has_transparency_data:
+        image.load()  # as it is: a copy of 40 megapixels takes 160 MB
+        return image
     if image.mode.startswith("I"):
         # 16 bits of grey: plain conversion would cut every value above 255 to white.
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")

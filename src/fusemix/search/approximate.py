@@ -40,7 +40,7 @@ class Approximate:
 
         Args:
             embeddings: (N, S), unit norm.
-            queries: (Q, S) float32, unit norm, or None for rows of the index.
+            queries: (Q, S) float32, unit norm; None, as well as none at all, is for rows of the index.
             recall: to reach, in (0, 1].
 
         Raises:
@@ -56,11 +56,13 @@ class Approximate:
         faiss = _faiss()
         count = max(1, round(4 * len(embeddings) ** 0.5))
         cells = faiss.index_factory(embeddings.shape[1], f"IVF{count},SQ8", faiss.METRIC_INNER_PRODUCT)
+        cells.cp.min_points_per_centroid = 1  # of 24,000 rows and fewer FAISS wants more, and prints so
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(embeddings), generator=generator)
         cells.train(embeddings[order[: _TRAINED * count]].float().numpy())
         for block in torch.split(embeddings, 1 << 16):
             cells.add(block.float().numpy())
+        queries = queries if queries is not None and len(queries) else None
         asked = embeddings[order[:QUERIES]].float() if queries is None else queries[:QUERIES]
         truth = nearest(embeddings, asked, K)[1]
         built = cls(cells, {})
@@ -77,7 +79,7 @@ class Approximate:
         parameters = faiss.SearchParametersIVF(nprobe=probed or self.facts["probed"])
         _, proposed = self.cells.search(queries.numpy(), min(PROPOSED * k, len(embeddings)), params=parameters)
         rows = torch.from_numpy(proposed).sort(dim=1).values
-        scores = (embeddings[rows.clamp(min=0)].float() @ queries[:, :, None])[:, :, 0]
+        scores = (embeddings[rows.clamp(min=0)].float() * queries[:, None]).sum(dim=2)  # equal rows, equal scores
         scores[rows < 0] = -torch.inf  # FAISS fills up with -1
         columns = best(scores, k)
         scores, rows = scores.gather(1, columns), rows.gather(1, columns)

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +11,12 @@ from numpy.typing import NDArray
 from fusemix.errors import DataError, choices
 
 _COMPARED = {
-    "=": "equal", "!=": "not_equal", "<=": "less_equal", ">=": "greater_equal", "<": "less", ">": "greater",
+    "=": "equal", "==": "equal", "!=": "not_equal", "<>": "not_equal",
+    "<=": "less_equal", ">=": "greater_equal", "<": "less", ">": "greater",
 }  # fmt: skip
-_REST = re.compile(r"\s*(?P<how><=|>=|!=|[=<>~])\s*(?P<value>.*)", re.DOTALL)  # of a condition, after its column
+_HOW = r"<=|>=|!=|<>|==|[=<>~]"
+_REST = re.compile(rf"\s*(?P<how>{_HOW})\s*(?P<value>.*)", re.DOTALL)  # of a condition, after its column
+_NUMBER = r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
 
 def mask(table: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
@@ -23,7 +25,9 @@ def mask(table: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
     Args:
         table: N rows.
         where: conditions "COLUMN HOW VALUE"; HOW is one of = != < <= > >= and ~, which is true of a text that contains
-            the value, in upper or lower case. A row without a value fulfils none but !=.
+            the value, in upper or lower case. A row without a value fulfils none but !=. A column of texts, as a CSV
+            file has no others, is put in order as numbers where the value and one cell at least are some; a cell that
+            is none, as one that is empty, then counts as one without a value.
 
     Returns:
         (N,) bool.
@@ -32,7 +36,7 @@ def mask(table: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
         DataError: a condition of another form, a column that is not there, or a value that does not go with it.
     """
     held = np.ones(len(table), dtype=bool)
-    for condition in where:
+    for condition in [where] if isinstance(where, str) else where:
         held &= _holds(table, condition)
     return held
 
@@ -40,10 +44,11 @@ def mask(table: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
 def _holds(table: pa.Table, condition: str) -> NDArray[np.bool_]:
     # A name may hold any sign, so a column that is there decides before the first sign does.
     text = condition.strip()
-    for name in sorted(filter(text.startswith, table.column_names), key=len, reverse=True):
-        if rest := _REST.fullmatch(text[len(name) :]):
+    for name in sorted(table.column_names, key=lambda each: (len(each.strip()), -len(each)), reverse=True):
+        rest = _REST.fullmatch(text.removeprefix(name.strip())) if text.startswith(name.strip()) else None
+        if rest is not None:
             return _compare(table[name], name, rest["how"], rest["value"])
-    wanted = re.split(r"<=|>=|!=|[=<>~]", text, maxsplit=1)
+    wanted = re.split(_HOW, text, maxsplit=1)
     if len(wanted) < 2:
         raise DataError(f"{condition!r} is no condition; write it as COLUMN = VALUE, with one of = != < <= > >= ~")
     raise DataError(f"no column {wanted[0].strip()!r}; {choices(wanted[0].strip(), table.column_names)}")
@@ -51,22 +56,53 @@ def _holds(table: pa.Table, condition: str) -> NDArray[np.bool_]:
 
 def _compare(column: pa.ChunkedArray, name: str, how: str, value: str) -> NDArray[np.bool_]:
     kind = column.type
-    if how == "~":
-        held = pc.match_substring(pc.cast(column, pa.large_string()), value, ignore_case=True)
-    else:
-        held = getattr(pc, _COMPARED[how])(column, _scalar(value, kind, name))
-    if not isinstance(held, pa.ChunkedArray):  # a table of no rows
-        return np.zeros(len(column), dtype=bool)
-    return np.asarray(held.fill_null(how == "!="), dtype=bool)
-
-
-def _scalar(value: str, kind: pa.DataType, name: str) -> Any:
-    """Read a value as the column's type; numbers are compared as numbers, whatever their width."""
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    compared = _COMPARED.get(how)
+    if pa.types.is_null(kind) or not len(column):
+        return np.full(len(column), compared == "not_equal")
     try:
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            return pa.scalar(float(value))
-        if pa.types.is_boolean(kind) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
-            return pa.scalar(value.lower() in ("true", "yes", "1"))
-        return pa.scalar(value).cast(kind)
+        if compared is None:
+            held = pc.match_substring(pc.cast(column, pa.large_string()), value, ignore_case=True)
+        else:
+            held = getattr(pc, compared)(*_comparable(column, value, how[0] in "<>" and compared != "not_equal"))
     except (ValueError, pa.ArrowException) as error:
-        raise DataError(f"column {name!r} holds {kind}; {value!r} is none") from error
+        raise DataError(f"column {name!r} holds {kind}, and {value!r} is no such value") from error
+    return np.asarray(held.fill_null(compared == "not_equal"), dtype=bool)
+
+
+def _comparable(column: pa.ChunkedArray, value: str, ordered: bool) -> tuple[pa.ChunkedArray, pa.Scalar]:
+    """Read a value as the column's type; numbers are compared as numbers, whatever their width."""
+    kind = column.type
+    if pa.types.is_integer(kind) and (whole := _whole(value, kind)) is not None:
+        return column, whole
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return pc.cast(column, pa.float64(), safe=False), pa.scalar(float(value))
+    if pa.types.is_boolean(kind) and value.lower() in ("true", "false", "yes", "no", "1", "0"):
+        return column, pa.scalar(value.lower() in ("true", "yes", "1"))
+    if ordered and re.fullmatch(_NUMBER, value) and (numbers := _numbers(column)) is not None:
+        return numbers, pa.scalar(float(value))
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        try:
+            return column, pc.assume_timezone(pa.scalar(value).cast(pa.timestamp(kind.unit)), kind.tz)
+        except pa.ArrowInvalid:  # it says its own zone
+            pass
+    return column, pa.scalar(value).cast(kind)
+
+
+def _whole(value: str, kind: pa.DataType) -> pa.Scalar | None:
+    """Read a whole number, which a float would round beyond 2 ** 53; None of another, or of one too large."""
+    try:
+        return pa.scalar(int(re.sub(r"\.0*$", "", value)), kind)
+    except (ValueError, OverflowError, pa.ArrowException):
+        return None
+
+
+def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Read texts as numbers, null where one is none; None where all are, and of what holds no texts."""
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return None
+    texts = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
+    some = pc.match_substring_regex(texts, f"^{_NUMBER}$")
+    return pc.cast(pc.if_else(some, texts, None), pa.float64()) if pc.any(some).as_py() else None

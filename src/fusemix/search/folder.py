@@ -4,10 +4,11 @@
       facts.json        format, the generation that counts, what the items are, fingerprints, checksums
       generation-3/     embeddings.safetensors  items.parquet  previews.arrow  cells.faiss  model/  model-2/ ...
 
-A generation is written whole under a new name; the rename of facts.json commits it, and then the one before goes.
+A generation is written whole under a new name; the rename of facts.json commits it, and then those before go.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest, sha256
@@ -26,6 +27,7 @@ from fusemix.search.space import Model
 FORMAT = "fusemix-index-2"
 EMBEDDINGS, ITEMS, PREVIEWS, CELLS = "embeddings.safetensors", "items.parquet", "previews.arrow", "cells.faiss"
 _OWN = "fusemix."  # before the names of our columns: the user may have an id too
+_OURS = re.compile(rf"{EMBEDDINGS}|{ITEMS}|{PREVIEWS}|{CELLS}|model(-\d+)?|\..+\.tmp")  # in a generation
 
 
 class Content(NamedTuple):
@@ -59,21 +61,26 @@ def write(folder: Path, content: Content, models: Sequence[Model], facts: Mappin
         The number of the generation.
 
     Raises:
-        StoreError: the folder holds something else.
+        StoreError: the folder holds something else, or another process wrote a later generation meanwhile.
     """
     durable.claim(folder, FORMAT, "index")
-    generation = 1 + max((int(path.name.partition("-")[2]) for path in _generations(folder)), default=0)
-    home = folder / f"generation-{generation}"
-    for place, model in enumerate(models, 1):
-        model.save(home / _model_name(place))
-    sums = {}
-    for name, part in _files(content).items():
-        durable.write(home / name, part)
-        sums[name] = sha256(part).hexdigest()
+    generation, home = _new_home(folder)
+    try:
+        for place, model in enumerate(models, 1):
+            model.save(home / _model_name(place))
+        sums = {name: _sum(path) for name, path in _parts(home).items()}
+        for name, part in _files(content).items():
+            durable.write(home / name, part)
+            sums[name] = sha256(part).hexdigest()
+        if (now := _committed(folder)) > generation or not sums.keys() <= _parts(home).keys():
+            raise StoreError(f"another process wrote {folder} meanwhile (generation {now}); run the same command again")
+    except BaseException:
+        shutil.rmtree(home, ignore_errors=True)  # a disk that is full needs no half of an index
+        raise
     whole = {"format": FORMAT, "generation": generation, "models": len(models), **facts, "sha256": sums}
     durable.write(folder / "facts.json", (json.dumps(whole, indent=2) + "\n").encode())
-    for path in _generations(folder):
-        if path != home:
+    for number, path in _generations(folder):
+        if number < generation and _is_ours(path):  # a higher one is being written by another process
             shutil.rmtree(path, ignore_errors=True)  # what somebody reads on Windows goes the next time
     return generation
 
@@ -88,16 +95,17 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts: dict[str, Any] = json.loads((folder / "facts.json").read_bytes())
         if facts.get("format") != FORMAT:
             raise StoreError(f"{folder} is no index of format {FORMAT}; make one with `fusemix index`")
+        facts["generation"], facts["models"] = int(facts["generation"]), int(facts["models"])
         return facts
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{folder} holds no index; make one with `fusemix index`") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError) as error:
         raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
 
 
 def model_folders(folder: Path, facts: Mapping[str, Any]) -> list[Path]:
     """Return where the models of an index lie."""
-    return [_home(folder, facts) / _model_name(place) for place in range(1, int(facts["models"]) + 1)]
+    return [_home(folder, facts) / _model_name(place) for place in range(1, facts["models"] + 1)]
 
 
 def read(folder: Path, facts: Mapping[str, Any]) -> Content:
@@ -107,10 +115,12 @@ def read(folder: Path, facts: Mapping[str, Any]) -> Content:
         OSError, ValueError, KeyError, pyarrow.ArrowException, safetensors.SafetensorError: a damaged index.
     """
     home, sums = _home(folder, facts), facts["sha256"]
+    parts = _parts(home)
     for name, wanted in sums.items():
-        with (home / name).open("rb") as file:
-            if file_digest(file, "sha256").hexdigest() != wanted:
-                raise ValueError(f"{name} has not the content that was written")
+        if name not in parts:
+            raise ValueError(f"{name} is missing")
+        if _sum(parts[name]) != wanted:
+            raise ValueError(f"{name} has not the content that was written")
     embeddings = load_file(home / EMBEDDINGS)["embeddings"]
     table = pa.parquet.read_table(home / ITEMS)
     if len(embeddings) != len(table):
@@ -119,6 +129,8 @@ def read(folder: Path, facts: Mapping[str, Any]) -> Content:
     items = table.select(own).rename_columns([name.removeprefix(_OWN) for name in own])
     # Mapped: of a million previews only those that are looked at are read.
     previews = pa.ipc.open_file(pa.memory_map(str(home / PREVIEWS))).read_all()["preview"] if PREVIEWS in sums else None
+    if previews is not None and len(previews) != len(table):
+        raise ValueError(f"{len(previews)} previews for {len(table)} items")
     cells = (home / CELLS).read_bytes() if CELLS in sums else None
     return Content(embeddings, items, table.drop_columns(own), previews, cells)
 
@@ -146,11 +158,49 @@ def _arrow_file(table: pa.Table) -> bytes:
 
 
 def _home(folder: Path, facts: Mapping[str, Any]) -> Path:
-    return folder / f"generation-{int(facts['generation'])}"
+    return folder / f"generation-{facts['generation']}"
 
 
-def _generations(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("generation-*") if path.name.partition("-")[2].isdigit()]
+def _new_home(folder: Path) -> tuple[int, Path]:
+    """Make the folder of a new generation, which no other process can make, too."""
+    while True:
+        generation = 1 + max(_committed(folder), *(number for number, _ in _generations(folder)), 0)
+        home = folder / f"generation-{generation}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            home.mkdir()
+            return generation, home
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+
+
+def _generations(folder: Path) -> list[tuple[int, Path]]:
+    found = [(path.name.partition("-")[2], path) for path in folder.glob("generation-*")]
+    return [(int(number), path) for number, path in found if number.isdecimal()]
+
+
+def _is_ours(home: Path) -> bool:
+    """Tell a generation from a folder of the user's that has such a name."""
+    return home.is_dir() and all(_OURS.fullmatch(part.name) for part in home.iterdir())
+
+
+def _committed(folder: Path) -> int:
+    """Return the generation that counts now; 0 where none does."""
+    try:
+        return int(read_facts(folder)["generation"])
+    except StoreError:
+        return 0
+
+
+def _parts(home: Path) -> dict[str, Path]:
+    """Return the files of a generation by their names in it, those of its models as "model/facts.json"."""
+    return {path.relative_to(home).as_posix(): path for path in home.rglob("*") if path.is_file()}
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _model_name(place: int) -> str:

@@ -1,7 +1,8 @@
 """An index: embeddings of items of any modality, the space they lie in, and everything one may search them by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from fusemix.search import filters
 from fusemix.search.approximate import Approximate
 from fusemix.search.exact import nearest
 from fusemix.search.folder import Content, read, write
-from fusemix.search.query import ItemId, Term, combine, unit
+from fusemix.search.query import ItemId, Term, combine, numbers, unit
 from fusemix.search.space import Space
 
 _KEY = ("modality", "id")  # of an item
@@ -96,7 +97,7 @@ class Index:
 
         Args:
             space: what embeds them.
-            items: such as `latents["image"]`.
+            items: such as `latents["image"]`; of the same item twice the latter counts.
             dtype: of the rows, "float32" or "float16": half the memory, scores to three digits.
 
         Raises:
@@ -110,7 +111,7 @@ class Index:
         parts = [cls._part(space, each, getattr(torch, dtype)) for each in items]
         whole = parts[0]
         for part in parts[1:]:
-            whole = whole._followed_by(part)
+            whole = whole._with(part)
         return whole
 
     @classmethod
@@ -127,10 +128,14 @@ class Index:
         return cls(torch.cat(blocks), table, _own(items), {name: Found(items.kind, items.root)}, space)
 
     @cached_property
+    def keys(self) -> list[tuple[str, str]]:
+        """N times (modality, id)."""
+        return list(zip(*(self.items[name].to_pylist() for name in _KEY), strict=True))
+
+    @cached_property
     def row_of(self) -> dict[tuple[str, str], int]:
         """The row of each (modality, id)."""
-        keys = zip(*(self.items[name].to_pylist() for name in _KEY), strict=True)
-        return {key: row for row, key in enumerate(keys)}
+        return {key: row for row, key in enumerate(self.keys)}
 
     def search(
         self, query: Any, k: int = 10, modality: str | None = None, *, where: Sequence[str] = (), exact: bool = False
@@ -165,16 +170,18 @@ class Index:
             DataError: a query of no terms, a term that cannot be used, or terms that cancel.
         """
         vectors: dict[int, NDArray[np.float32]] = {}
-        raw: dict[str | None, list[Term]] = {}
+        raw: dict[str, list[Term]] = {}
         for term in (term for terms in queries for term in terms):
             if isinstance(term.value, ItemId):
-                vectors[id(term)] = self._item(term.value)
+                vectors[id(term)] = self._item(term)
             elif isinstance(term.value, (np.ndarray, Tensor)):
                 vectors[id(term)] = self._vector(term)
             else:
                 raw.setdefault(self._modality(term), []).append(term)
         for name, terms in raw.items():
-            embedded = self.space.embed([term.value for term in terms], name)
+            words = self.space.home(name).sides_[name].kind == "text"  # a name of a file is one, too
+            values = [str(term.value) if words and isinstance(term.value, Path) else term.value for term in terms]
+            embedded = self.space.embed(values, name)
             vectors.update(zip(map(id, terms), embedded, strict=True))
         if not all(queries):
             raise DataError("nothing to search for: the query has no terms")
@@ -225,17 +232,17 @@ class Index:
             MismatchError: latents of another encoder than the model's.
         """
         new = Index.of(self.space, *items, dtype=str(self.embeddings.dtype).removeprefix("torch."))
-        keep = [row for key, row in self.row_of.items() if key not in new.row_of]
-        return self.take(np.array(keep, dtype=np.int64))._followed_by(new)
+        return self._with(new)
 
-    def remove(self, ids: Sequence[str | ItemId]) -> "Index":
+    def remove(self, ids: str | ItemId | Sequence[str | ItemId]) -> "Index":
         """Return an index without these items.
 
         Raises:
             DataError: an item that is not there.
         """
-        gone = {self.row(ItemId(each) if isinstance(each, str) else each) for each in ids}
-        return self.take(np.array([row for row in range(len(self)) if row not in gone], dtype=np.int64))
+        each_id = [ids] if isinstance(ids, (str, ItemId)) else ids
+        gone = {self.keys[self.row(ItemId(each) if isinstance(each, str) else each)] for each in each_id}
+        return self._without(gone)
 
     def take(self, rows: NDArray[np.int64]) -> "Index":
         """Return an index of these rows, in this order."""
@@ -244,7 +251,7 @@ class Index:
             self,
             embeddings=self.embeddings[torch.from_numpy(rows)],
             items=self.items.take(chosen),
-            columns=self.columns.take(chosen),
+            columns=_taken(self.columns, chosen),
             previews=self.previews.take(chosen) if self.previews is not None else None,
             approximate=None,
         )
@@ -296,7 +303,9 @@ class Index:
             found = {name: Found(each["kind"], Path(each["root"])) for name, each in facts["modalities"].items()}
             encoders = {name: each["encoder"] for name, each in facts["modalities"].items()}
             near = Approximate.from_bytes(content.cells, facts["approximate"]) if content.cells is not None else None
-        except (SafetensorError, pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            if near is not None and (near.cells.ntotal, near.cells.d) != tuple(content.embeddings.shape):
+                raise ValueError(f"the cells hold {near.cells.ntotal} rows of {near.cells.d} numbers")
+        except (SafetensorError, pa.ArrowException, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
         for name, encoder in encoders.items():
             if differs := difference(encoder, space.sides_[name].encoder if name in space.sides_ else {}):
@@ -309,25 +318,33 @@ class Index:
         Raises:
             DataError: there is none, or several modalities have one of this id.
         """
-        modalities = [item.modality] if item.modality is not None else list(self.found)
-        found = [row for name in modalities if (row := self.row_of.get((name, item.id))) is not None]
+        found = {name: row for name in self.found if (row := self.row_of.get((name, item.id))) is not None}
+        if item.modality is not None and item.modality not in found:
+            of = f" of the modality {item.modality!r}; {choices(item.modality, found or self.found)}"
+            raise DataError(f"the index holds no item {item.id!r}{of}")
         if not found:
-            near = choices(item.id, self.items["id"].slice(0, 1000).to_pylist()).partition("; ")[2]
-            raise DataError(f"the index holds no item {item.id!r}" + (f"; {near}" if near else ""))
-        if len(found) > 1:
-            raise DataError(f"{len(found)} items have the id {item.id!r}, of {', '.join(modalities)}; say which")
-        return found[0]
+            near = get_close_matches(item.id, [id_ for _, id_ in self.keys[:1000]], n=1)
+            raise DataError(f"the index holds no item {item.id!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if len(found) > 1 and item.modality is None:
+            raise DataError(
+                f"{len(found)} items have the id {item.id!r}, of {' and '.join(found)}; say which: "
+                "--from MODALITY in a search, --modality MODALITY in a removal, ItemId(id, modality) in Python"
+            )
+        return found[item.modality or next(iter(found))]
 
-    def _item(self, item: ItemId) -> NDArray[np.float32]:
+    def _item(self, term: Term) -> NDArray[np.float32]:
+        item = ItemId(term.value.id, term.value.modality or term.modality)
         row: NDArray[np.float32] = self.embeddings[self.row(item)].float().numpy()
         return row
 
     def _vector(self, term: Term) -> NDArray[np.float32]:
-        value = np.asarray(term.value)
-        if term.modality is not None:
-            embedded: NDArray[np.float32] = self.space.embed_latents(term.modality, np.atleast_2d(value))[0]
-            return embedded
-        return unit(value, self.embeddings.shape[1], "a vector")
+        value = term.value.detach().cpu().float().numpy() if isinstance(term.value, Tensor) else term.value
+        if term.modality is None:
+            return unit(value, self.embeddings.shape[1])
+        width = self.space.home(term.modality).sides_[term.modality].dim
+        latent = numbers(value, width, f"a latent of {term.modality!r}")
+        embedded: NDArray[np.float32] = self.space.embed_latents(term.modality, latent[None])[0]
+        return embedded
 
     def _modality(self, term: Term) -> str:
         return term.modality or modality_of(term.value, self.space.sides_)
@@ -344,7 +361,7 @@ class Index:
     def hits_of(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
         """Describe items by their rows."""
         order = pa.array(rows, pa.int64())
-        items, columns = self.items.take(order).to_pylist(), self.columns.take(order).to_pylist()
+        items, columns = self.items.take(order).to_pylist(), _taken(self.columns, order).to_pylist()
         return [self._hit(*one) for one in zip(items, columns, scores, strict=True)]
 
     def _hit(self, item: dict[str, Any], columns: dict[str, Any], score: float) -> Hit:
@@ -353,8 +370,16 @@ class Index:
         path = _path(found.root, value) if found.kind != "text" else None
         return Hit(item["id"], score, item["modality"], path, text, columns)
 
+    def _without(self, keys: Container[tuple[str, str]]) -> "Index":
+        keep = [row for row, key in enumerate(self.keys) if key not in keys]
+        return self.take(np.array(keep, dtype=np.int64)) if len(keep) < len(self) else self
+
+    def _with(self, other: "Index") -> "Index":
+        """Return an index of both; of an item that both hold, only the other's stays."""
+        return self._without(other.row_of)._followed_by(other)
+
     def _followed_by(self, other: "Index") -> "Index":
-        for name in {*self.found} & {*other.found}:
+        for name in {name for name, _ in self.keys} & {*other.found}:
             if self.found[name].root != other.found[name].root:
                 raise DataError(
                     f"the {name} items lie in {self.found[name].root}, the new ones in {other.found[name].root}; "
@@ -370,7 +395,7 @@ class Index:
             self,
             embeddings=torch.cat([self.embeddings, other.embeddings]),
             items=pa.concat_tables([self.items, other.items]),
-            columns=pa.concat_tables([self.columns, other.columns], promote_options="permissive"),
+            columns=_joined(self.columns, other.columns),
             found={**self.found, **other.found},
             previews=previews,
             approximate=None,
@@ -384,11 +409,43 @@ def _are_terms(query: Any) -> bool:
 def _own(items: ItemLatents) -> pa.Table:
     """Return the user's columns of items, n rows, without those that only repeat the id or the value."""
     if items.columns is None:
-        return pa.table({"row": np.arange(len(items))}).select([])
+        return _rows(len(items))
     table = items.columns.table
+    for place, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):  # the categories of pandas; they do not go with plain texts
+            table = table.set_column(place, field.name, table[field.name].cast(field.type.value_type))
     keys = [items.items["id"], items.items["value"]]
-    repeated = [name for name in table.column_names if any(table[name].equals(key) for key in keys)]
-    return table.drop_columns(repeated)
+    texts = [name for name in table.column_names if pa.types.is_large_string(table[name].type)]
+    plain = {name: table[name].cast(pa.string()) if name in texts else table[name] for name in table.column_names}
+    return table.drop_columns([name for name, column in plain.items() if any(column.equals(key) for key in keys)])
+
+
+def _rows(count: int) -> pa.Table:
+    """Return a table of no columns; pyarrow keeps its length until it takes or joins rows."""
+    return pa.table({"row": np.arange(count)}).select([])
+
+
+def _taken(table: pa.Table, rows: pa.Array) -> pa.Table:
+    return table.take(rows) if table.num_columns else _rows(len(rows))
+
+
+def _joined(one: pa.Table, other: pa.Table) -> pa.Table:
+    """Put the user's columns of some items below those of others; what only one of them has is empty in the other.
+
+    Raises:
+        DataError: a column holds one thing here and another there.
+    """
+    try:
+        both = pa.concat_tables([one, other], promote_options="permissive")
+    except pa.ArrowException as error:
+        shared = [name for name in one.column_names if name in other.column_names]
+        kinds = {name: (one.schema.field(name).type, other.schema.field(name).type) for name in shared}
+        unlike = ", ".join(f"{name!r} ({a} and {b})" for name, (a, b) in kinds.items() if a != b)
+        raise DataError(
+            f"a column holds another type in the new items than in those before: {unlike}; write both tables with the "
+            "same types, or give the column another name (a CSV file holds texts only), and extract again"
+        ) from error
+    return both if both.num_columns else _rows(len(one) + len(other))
 
 
 def _path(root: Path, value: str | None) -> str | None:

@@ -15,7 +15,7 @@ from fusemix.errors import DataError
 
 VECTOR = ".npy"
 _TERM = re.compile(
-    r"""\s*(?P<sign>[+-]?)\s*(?:(?P<number>\d+(?:\.\d+)?)\s*\*\s*)?
+    r"""\s*(?P<sign>[+-]?)\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?
     (?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>\S+))(?=\s|$)""",
     re.VERBOSE,
 )
@@ -53,7 +53,7 @@ def parse(text: str, modality: str | None = None) -> list[Term]:
     """Read a query as one types it: words, a file, id:ITEM, or several of them as "photo.jpg - 'day' + 'night'".
 
     In arithmetic, words stand in quotes; text in which nothing is quoted, a file or an item is text as a whole. A .npy
-    file is a vector.
+    file is a vector. An id that stands alone may hold spaces.
 
     Args:
         text: the query.
@@ -62,15 +62,15 @@ def parse(text: str, modality: str | None = None) -> list[Term]:
     Raises:
         DataError: an empty query, a file that is not there, or arithmetic over words without quotes.
     """
-    if not text.strip():
-        raise DataError("nothing to search for: the query is empty")
+    word = text.strip()
     if is_file(Path(text)):
         return [_term(text, 1.0, modality)]
-    parts = _parts(text.strip())
+    parts = _parts(word)
+    if not word or any(not part.strip() for _, part, _ in parts or ()):
+        raise DataError("nothing to search for: the query is empty")
     if parts is None:
-        if " " not in text.strip() and (modality is None or text.startswith("id:")) and _is_special(text.strip()):
-            return [_term(text.strip(), 1.0, modality)]
-        return [Term(text, modality)]
+        alone = word.startswith("id:") or (" " not in word and modality is None and _is_special(word))
+        return [_term(word, 1.0, modality) if alone else Term(text, modality)]
     return [Term(word, modality, weight) if quoted else _term(word, weight, modality) for weight, word, quoted in parts]
 
 
@@ -87,7 +87,7 @@ def _parts(text: str) -> list[tuple[float, str, bool]] | None:
         found.append((weight, word, match["bare"] is None))
         place = match.end()
     special = [quoted or _is_special(word) for _, word, quoted in found]
-    if not any(special) or (len(found) == 1 and not found[0][2]):
+    if not any(special) or found == [(1.0, text, False)]:
         return None
     for (_, word, _), known in zip(found, special, strict=True):
         if not known:
@@ -110,8 +110,11 @@ def _term(word: str, weight: float, modality: str | None) -> Term:
 
 def _vector(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise DataError(f"{path}: no array of numbers ({error})") from error
     return array
 
@@ -120,28 +123,44 @@ def combine(weights: Sequence[float], vectors: Sequence[NDArray[Any]]) -> NDArra
     """Add up unit vectors (S,) with their weights, and give the sum unit norm.
 
     Raises:
-        DataError: the terms cancel, so that nothing is left to search for.
+        DataError: the terms cancel, so that nothing is left to search for, or a weight is no number.
     """
+    if not np.isfinite(weights).all():
+        raise DataError(f"a term of the query has the weight {next(w for w in weights if not np.isfinite(w))}")
     total = np.zeros(len(vectors[0]), dtype=np.float64)
     for weight, vector in zip(weights, vectors, strict=True):
         total += weight * vector.astype(np.float64)
     length = np.linalg.norm(total)
-    if not length > 1e-6:
+    if not length > 1e-6 * np.abs(weights).sum():
         raise DataError("the terms of the query cancel each other, so nothing is left to search for")
     return (total / length).astype(np.float32)
 
 
-def unit(vector: Any, width: int, what: str) -> NDArray[np.float32]:
+def numbers(vector: Any, width: int, what: str, hint: str = "") -> NDArray[np.float64]:
+    """Read finite numbers, (width,) or (1, width).
+
+    Raises:
+        DataError: another shape, or numbers that are none or not finite.
+    """
+    array = np.asarray(vector)
+    if array.dtype.kind not in "fiu" or array.shape not in ((width,), (1, width)):
+        raise DataError(f"{what}: wanted {width} numbers, got {array.dtype} of shape {array.shape}{hint}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{what}: the numbers must be finite")
+    return array.astype(np.float64).ravel()
+
+
+def unit(vector: Any, width: int) -> NDArray[np.float32]:
     """Read a vector (S,) or (1, S) of the shared space, and give it unit norm.
 
     Raises:
         DataError: another shape, or numbers that are not finite or all zero.
     """
-    array = np.asarray(vector)
-    if array.dtype.kind not in "fiu" or array.size != width or array.ndim not in (1, 2):
-        raise DataError(f"{what}: wanted {width} numbers of the shared space, got {array.dtype} of shape {array.shape}")
-    array = array.astype(np.float64).ravel()
+    array = numbers(vector, width, "a vector of the shared space", "; of a latent say the modality (--from)")
+    # The largest is made one, so that no square is too large or too small.
+    array = array / max(np.abs(array).max(), np.finfo(np.float64).tiny)
     length = np.linalg.norm(array)
-    if not (np.isfinite(array).all() and 0 < length < np.inf):
-        raise DataError(f"{what}: the numbers must be finite and not all zero")
-    return (array / length).astype(np.float32)
+    if not length:
+        raise DataError("a vector of the shared space: the numbers must not all be zero")
+    found: NDArray[np.float32] = (array / length).astype(np.float32)
+    return found

@@ -105,8 +105,9 @@ class Space:
 
     def embed(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
         """Encode raw items and embed them, (n, S) unit norm; arguments and errors as of `FuseMix.embed`."""
-        modality = modality or modality_of(items[0], self.sides_)
-        return self.home(modality).embed(items, modality)
+        if modality is None and len(items):
+            modality = modality_of(items[0], self.sides_)
+        return (self.home(modality) if modality is not None else self.models[0]).embed(items, modality)
 
     def embed_latents(self, modality: str, latents: ArrayLike) -> NDArray[np.float32]:
         """Embed latents (n, D) of one modality, (n, S) unit norm."""
@@ -139,12 +140,20 @@ def _check_shared(first: Model, other: Model) -> None:
             "two models share a space only where both were fitted with the same locked modality: fit each with "
             "`fusemix fit --lock MODALITY` on latents of one and the same encoder"
         ) from error
-    if differs := difference(mine.encoder, theirs.encoder):
-        raise MismatchError(f"the models are locked to different encoders, so they share no space: {differs.lstrip()}")
+    if differs := _difference(mine, theirs):
+        raise MismatchError(f"the models are locked to different encoders, so they share no space: {differs}")
 
 
 def _check_same(name: str, one: Side, other: Side) -> None:
-    if differs := difference(one.encoder, other.encoder):
-        raise MismatchError(
-            f"both models have a modality {name!r}, by different encoders: {differs.lstrip()}; give one another name"
-        )
+    if differs := _difference(one, other):
+        raise MismatchError(f"both models have a modality {name!r}, by different encoders: {differs}; rename one")
+
+
+def _difference(one: Side, other: Side) -> str | None:
+    """Say in what two latent spaces differ; of latents without an encoder only the width is known."""
+    differs = (
+        difference(one.encoder, other.encoder)
+        or difference(one.decode, other.decode, "decode")
+        or difference(one.dim, other.dim, "width")
+    )
+    return differs.lstrip() if differs else None

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any
@@ -60,13 +60,11 @@ SEARCH_BODY = {
         },
     }
 }
-_DECODED_AT_ONCE = 2  # a picture of 40 megapixels takes 120 MB, some of it more than once on its way
 
 
 def create_app(served: Served, batcher: Batcher) -> FastAPI:
     """Make the application that serves an index; what guards it is put around it by `run`."""
-    decoders = Decoders(_DECODED_AT_ONCE)
-    turn = asyncio.Semaphore(_DECODED_AT_ONCE)
+    decoders, turn = Decoders(1), asyncio.Semaphore(1)  # a picture of 40 megapixels takes 300 MB on its way
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,8 +92,9 @@ def create_app(served: Served, batcher: Batcher) -> FastAPI:
         """Find the items nearest to a query of texts, items, vectors and files, added and subtracted."""
         opened = _opened(served)
         asked, files = await read_request(request)
-        terms = await read_terms(asked, files, opened, decoders, turn)
-        answer = await batcher.ask(Ask(terms, asked.k, asked.where, asked.among))
+        async with AsyncExitStack() as held:
+            terms = await read_terms(asked, files, opened, decoders, turn, held)
+            answer = await batcher.ask(Ask(terms, asked.k, asked.where, asked.among))
         index = answer.index
         return _json(
             generation=index.generation,

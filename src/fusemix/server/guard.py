@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
-from fusemix.server.limits import BODY_BYTES, JSON_BYTES, STATUS, RequestError
+from fusemix.server.limits import BODY_BYTES, HEADER_BYTES, JSON_BYTES, STATUS, RequestError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -94,6 +94,8 @@ class Guard:
                 raise RequestError(
                     "unauthorized", "this server asks for a token", "the server printed it when it started"
                 )
+        if headers.size > HEADER_BYTES:
+            raise RequestError("bad_request", f"the headers have more than {HEADER_BYTES:,} bytes")
         length = headers.one("content-length")
         if length is not None and (not length.isdigit() or int(length) > headers.most):
             raise _too_large(headers.most)
@@ -108,7 +110,9 @@ class _Headers:
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         self._values: dict[str, list[str]] = {}
+        self.size = 0
         for name, value in raw:
+            self.size += len(name) + len(value) + 4
             self._values.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         kind = self._values.get("content-type", [""])[0].lower()
         self.most = BODY_BYTES if kind.startswith("multipart/form-data") else JSON_BYTES

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,12 +12,12 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from fusemix.data.decoding import Decoders
+from fusemix.data.decoding import Decoders, bytes_of
 from fusemix.data.items import SUFFIXES
 from fusemix.data.media import ItemError
 from fusemix.errors import FusemixError, MissingExtraError, choices
 from fusemix.search.query import ItemId, Term
-from fusemix.server.limits import JSON_BYTES, OF_REASON, PARTS, TEXT_BYTES, RequestError
+from fusemix.server.limits import JSON_BYTES, LARGE_BYTES, MOST_BYTES, OF_REASON, PARTS, TEXT_BYTES, RequestError
 from fusemix.server.schema import SearchIn, TermIn
 from fusemix.server.served import Opened
 
@@ -46,32 +47,50 @@ async def read_request(request: Request) -> tuple[SearchIn, Mapping[str, UploadF
 
 
 async def read_terms(
-    asked: SearchIn, files: Mapping[str, UploadFile], opened: Opened, decoders: Decoders, turn: asyncio.Semaphore
+    asked: SearchIn,
+    files: Mapping[str, UploadFile],
+    opened: Opened,
+    decoders: Decoders,
+    turn: asyncio.Semaphore,
+    held: AsyncExitStack,
 ) -> list[Term]:
-    """Make the terms of a query; files are decoded in other processes, few at a time.
+    """Make the terms of a query.
+
+    Files are decoded in another process, those of one request at a time: what waits for its turn waits on the disk. A
+    request of large files keeps the turn until `held` is left, when it is answered.
 
     Raises:
         RequestError: a modality that cannot be asked with, a text or file over the limits, or one that does not decode.
     """
-    terms = []
-    for term in asked.query:
-        if term.item is not None:
-            terms.append(Term(ItemId(term.item, term.modality), None, term.weight))
-        elif term.vector is not None:
-            terms.append(Term(np.array(term.vector), term.modality, term.weight))
-        elif term.text is not None:
-            if len(term.text.encode("utf-8", "surrogatepass")) > TEXT_BYTES:
-                raise RequestError("too_large", f"the text has more than {TEXT_BYTES:,} bytes", "shorten it")
-            name = _modality(opened, "text", term)
-            terms.append(Term(term.text, name, term.weight))
-        else:
-            terms.append(await _file_term(term, files, opened, decoders, turn))
+    mine = AsyncExitStack()
+    if any(term.file is not None for term in asked.query):
+        await mine.enter_async_context(turn)
+    async with mine:
+        terms = [await _term(term, files, opened, decoders) for term in asked.query]
+        total = sum(bytes_of(term.value) for term in terms if not isinstance(term.value, (str, ItemId)))
+        if total > MOST_BYTES:
+            raise RequestError("too_large", "the files are too large together", "send smaller or fewer ones")
+        if total > LARGE_BYTES:
+            held.push_async_exit(mine.pop_all())
     return terms
 
 
-async def _file_term(
-    term: TermIn, files: Mapping[str, UploadFile], opened: Opened, decoders: Decoders, turn: asyncio.Semaphore
-) -> Term:
+async def _term(term: TermIn, files: Mapping[str, UploadFile], opened: Opened, decoders: Decoders) -> Term:
+    if term.item is not None:
+        return Term(ItemId(term.item, term.modality), None, term.weight)
+    if term.vector is not None:
+        return Term(np.array(term.vector), term.modality, term.weight)
+    if term.text is not None:
+        if len(term.text.encode("utf-8", "surrogatepass")) > TEXT_BYTES:
+            raise RequestError("too_large", f"the text has more than {TEXT_BYTES:,} bytes", "shorten it")
+        return Term(term.text, _modality(opened, "text", term), term.weight)
+    name, file = _file(term, files, opened)
+    item = await _decoded(term.file or "", await file.read(), opened.forms[name], decoders)
+    return Term(item, name, term.weight)
+
+
+def _file(term: TermIn, files: Mapping[str, UploadFile], opened: Opened) -> tuple[str, UploadFile]:
+    """Return the modality of a file, and the file."""
     assert term.file is not None
     if term.file not in files:
         raise RequestError("unprocessable", f"the request has no file {term.file!r}; {choices(term.file, files)}")
@@ -80,18 +99,19 @@ async def _file_term(
         taken = f"taken are {', '.join(accepted(opened)) or 'none'}"
         raise RequestError("unsupported", f"{term.file}: no file of a kind that is known", taken)
     name = _modality(opened, SUFFIXES.get(suffix, "file"), term)
-    async with turn:  # the file itself waits on the disk
-        content = await files[term.file].read()
-        try:
-            item = await asyncio.wrap_future(decoders.submit(opened.forms[name], content))
-        except ItemError as error:
-            code = OF_REASON.get(error.reason, "unprocessable")
-            raise RequestError(code, f"{term.file}: {error.reason}: {error}") from error
-        except MissingExtraError as error:
-            raise RequestError("unsupported", f"{term.file}: {error}") from error
-        except FusemixError as error:
-            raise RequestError("unprocessable", f"{term.file}: {error}") from error
-    return Term(item, name, term.weight)
+    return name, files[term.file]
+
+
+async def _decoded(name: str, content: bytes, form: str, decoders: Decoders) -> Any:
+    try:
+        return await asyncio.wrap_future(decoders.submit(form, content))
+    except ItemError as error:
+        code = OF_REASON.get(error.reason, "unprocessable")
+        raise RequestError(code, f"{name}: {error.reason}: {error}") from error
+    except MissingExtraError as error:
+        raise RequestError("unsupported", f"{name}: {error}") from error
+    except FusemixError as error:
+        raise RequestError("unprocessable", f"{name}: {error}") from error
 
 
 def accepted(opened: Opened) -> list[str]:

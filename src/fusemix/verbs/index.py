@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusemix.arguments import Json, Out, Quiet
-from fusemix.errors import DataError, choices
+from fusemix.errors import DataError, StoreError, choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,8 +80,9 @@ def add(
 
 def remove(
     folder: IndexFolder,
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids of items, as `search` prints them.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of items, as `search --json` prints them.")] = None,
     where: Where = None,
+    modality: Annotated[str | None, typer.Option(help="Only items of this modality.")] = None,
     as_json: Json = False,
 ) -> None:
     """Remove items from an index: those named, and those that fulfil all conditions."""
@@ -91,13 +92,15 @@ def remove(
     if not ids and not where:
         raise DataError("nothing to remove: name ids, or give conditions with --where")
     opened = fm.open_index(folder)
-    gone = [ItemId(each) for each in ids or ()]
+    gone = [ItemId(each, modality) for each in ids or ()]
     if where:
-        rows = opened.rows(where)
+        rows = opened.rows(where, modality)
         assert rows is not None
         names, keys = (opened.items[column].to_pylist() for column in ("modality", "id"))
         gone += [ItemId(keys[row], names[row]) for row in rows.tolist()]
-    _finish(opened.remove(gone), folder, False, as_json, True)
+    made = opened.remove(gone)
+    exact = "; search looks at all items again, until the index is made anew" if opened.approximate is not None else ""
+    _finish(made, folder, False, as_json, True, f"{len(opened) - len(made):,} removed{exact}")
 
 
 def _items(pairs: "Latents", modality: Sequence[str] | None, split: str | None) -> "list[ItemLatents]":
@@ -123,16 +126,19 @@ def _questions(space: "Space", pairs: "Latents", made: "Index") -> "Tensor | Non
     return torch.from_numpy(space.embed_latents(other, items.rows.take(rows)))
 
 
-def _finish(made: "Index", out: Path, previews: bool, as_json: bool, quiet: bool) -> None:
+def _finish(made: "Index", out: Path, previews: bool, as_json: bool, quiet: bool, note: str = "") -> None:
     """Make the previews, write, and tell what there is."""
     import json
 
+    from fusemix.search.folder import read_facts
     from fusemix.search.previews import with_previews
     from fusemix.terminal import Bars, say
 
     if previews:
         with Bars(quiet) as bars:
             made = with_previews(made, bars)
+    if made.generation and read_facts(out)["generation"] != made.generation:  # what it added would be lost
+        raise StoreError(f"another process changed {out} meanwhile; run the same command again")
     made = made.save(out)
     shown = len(made) - made.previews.null_count if made.previews is not None else 0
     near = made.approximate.facts if made.approximate is not None else None
@@ -142,6 +148,8 @@ def _finish(made: "Index", out: Path, previews: bool, as_json: bool, quiet: bool
         facts = {"generation": made.generation, "items": counts, "previews": shown, "dtype": dtype, "approximate": near}
         say(json.dumps({"out": str(out), **facts}, indent=2))
         return
+    if note:
+        say(note)
     parts = " and ".join(f"{count:,} {name}" for name, count in counts.items())
     say(f"{parts} items of {made.embeddings.shape[1]} numbers each, {shown:,} with a preview")
     if near is not None:
