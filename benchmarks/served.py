@@ -45,7 +45,7 @@ def make_index(folder: Path, symbols: int = 300) -> Path:
     seen = fm.extract(pairs, image="hog", text="minilm", out=folder / "seen")
     tones = fm.read_pairs(write_tones(folder), sound="file", text="caption")
     heard = fm.extract(tones, sound=f"{folder / 'hear.py'}:encode", text="minilm", out=folder / "heard")
-    train = {"epochs": 3, "batch_size": 64}
+    train = {"epochs": 2, "batch_size": 64, "depth": 0}
     sees = fm.FuseMix(lock="text", **train).fit(seen.split()[0])
     hears = fm.FuseMix(lock="text", **train).fit(heard)
     index = Index.of(Space([sees, hears]), seen["image"], heard["sound"])
@@ -78,15 +78,11 @@ class Server:
 
     def __init__(self, index: Path, *words: str, hears: bool = True) -> None:
         encoder = ["--encoder", f"sound={index.parent / 'hear.py'}:encode"] if hears else []
-        self.cores = sorted(os.sched_getaffinity(0))
         self.command = [sys.executable, "-m", "fusemix", "serve", str(index), "--port", "0", *encoder, *words]
 
     def __enter__(self) -> "Server":
-        self.log = open(f"/tmp/served-{os.getpid()}-{id(self)}.log", "w+")  # noqa: SIM115, PTH123
-        # Where there are two cores the server has all but the last, and this process that: neither starves the other.
-        os.sched_setaffinity(0, self.cores[:-1] or self.cores)
+        self.log = open(f"/tmp/served-{os.getpid()}-{id(self)}.log", "w+")  # noqa: PTH123
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=self.log, text=True)
-        os.sched_setaffinity(0, self.cores[-1:])
         line = self.process.stdout.readline()
         found = re.search(r"http://([\d.]+):(\d+)/", line)
         if found is None:
@@ -95,7 +91,6 @@ class Server:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        os.sched_setaffinity(0, self.cores)
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -108,6 +103,7 @@ class Server:
 
     @property
     def address(self) -> str:
+        """Where it listens."""
         return f"http://{self.host}:{self.port}"
 
     def told(self) -> str:
@@ -138,6 +134,7 @@ class Reply:
     seconds: float = 0.0
 
     def json(self) -> Any:
+        """Parse the body."""
         return json.loads(self.body)
 
 

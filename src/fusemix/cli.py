@@ -79,6 +79,7 @@ def demo(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write (default: fusemix-demo).")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only this many symbols, for a quicker look.", min=20)] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs; by default the recipe's.")] = None,
+    show: Annotated[bool, typer.Option("--serve", help="Then open the symbols as a page to search in.")] = False,
     seed: Seed = 0,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -101,6 +102,8 @@ def demo(
     say(f"\n{sum(done.seconds.values()):.0f} s in all. Pictures and curves: {done.folder / 'report.html'}\n\nNext:")
     for command in done.commands:
         say(f"  {command}")
+    if show:
+        serve(done.folder / "index", port=0, quiet=quiet)
 
 
 app.command(

@@ -14,6 +14,7 @@ from fusemix.extraction import extract
 from fusemix.model import FuseMix
 from fusemix.progress import Progress, silent
 from fusemix.report import Example, write_report
+from fusemix.search.previews import with_previews
 
 QUERIES = ("arrow pointing to the left", "playing card", "chess piece", "number in a circle", "box drawing lines")
 T = TypeVar("T")
@@ -73,8 +74,9 @@ def run_demo(
     model = timed("fit", lambda: FuseMix(epochs=epochs, seed=seed).fit(train, val=val, progress=progress))
     model.save(folder / "model")
     evaluation = timed("evaluate", lambda: model.evaluate(test))
-    examples = timed("search", lambda: _answer(model, latents, test, folder))
+    examples = timed("search", lambda: _answer(model, latents, test, folder, progress))
     commands = [
+        f"fusemix serve {folder}/index",
         f'fusemix search {folder}/index "snowman"',
         f"fusemix evaluate {folder}/model {folder}/latents --split test",
         f"fusemix extract {folder}/symbols.csv --image image=hog --text text=minilm -o my-latents",
@@ -84,9 +86,9 @@ def run_demo(
     return Demo(folder, evaluation, examples, seconds, commands)
 
 
-def _answer(model: FuseMix, latents: Latents, test: Latents, folder: Path) -> list[Example]:
+def _answer(model: FuseMix, latents: Latents, test: Latents, folder: Path, progress: Progress) -> list[Example]:
     """Index all symbols for the user, and answer the example queries among the unseen ones only."""
-    model.index(latents["image"]).save(folder / "index")
+    with_previews(model.index(latents["image"]), progress).save(folder / "index")
     unseen = model.index(test["image"])
     names = dict(
         zip(

@@ -29,6 +29,7 @@ from fusemix.search.query import ItemId, Term, combine, numbers, unit
 from fusemix.search.space import Space
 
 _KEY = ("modality", "id")  # of an item
+_WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what facts of another form raise
 
 
 class Found(NamedTuple):
@@ -305,7 +306,7 @@ class Index:
             near = Approximate.from_bytes(content.cells, facts["approximate"]) if content.cells is not None else None
             if near is not None and (near.cells.ntotal, near.cells.d) != tuple(content.embeddings.shape):
                 raise ValueError(f"the cells hold {near.cells.ntotal} rows of {near.cells.d} numbers")
-        except (SafetensorError, pa.ArrowException, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, pa.ArrowException, OSError, RuntimeError, *_WRONG) as error:
             raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
         for name, encoder in encoders.items():
             if differs := difference(encoder, space.sides_[name].encoder if name in space.sides_ else {}):

@@ -16,7 +16,7 @@ from fusemix.errors import DataError
 VECTOR = ".npy"
 _TERM = re.compile(
     r"""\s*(?P<sign>[+-]?)\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?
-    (?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>\S+))(?=\s|$)""",
+    (?P<id>id:)?(?:'(?P<single>[^']*)'|"(?P<double>[^"]*)"|(?P<bare>\S+))(?=\s|$)""",
     re.VERBOSE,
 )
 
@@ -53,7 +53,7 @@ def parse(text: str, modality: str | None = None) -> list[Term]:
     """Read a query as one types it: words, a file, id:ITEM, or several of them as "photo.jpg - 'day' + 'night'".
 
     In arithmetic, words stand in quotes; text in which nothing is quoted, a file or an item is text as a whole. A .npy
-    file is a vector. An id that stands alone may hold spaces.
+    file is a vector. An id that holds spaces stands in quotes, too, as id:'my photo.jpg', unless it stands alone.
 
     Args:
         text: the query.
@@ -84,7 +84,7 @@ def _parts(text: str) -> list[tuple[float, str, bool]] | None:
             return None
         word = next(word for word in (match["single"], match["double"], match["bare"]) if word is not None)
         weight = float(match["number"] or 1) * (-1 if match["sign"] == "-" else 1)
-        found.append((weight, word, match["bare"] is None))
+        found.append((weight, (match["id"] or "") + word, match["bare"] is None and not match["id"]))
         place = match.end()
     special = [quoted or _is_special(word) for _, word, quoted in found]
     if not any(special) or found == [(1.0, text, False)]:
@@ -145,8 +145,9 @@ def numbers(vector: Any, width: int, what: str, hint: str = "") -> NDArray[np.fl
     array = np.asarray(vector)
     if array.dtype.kind not in "fiu" or array.shape not in ((width,), (1, width)):
         raise DataError(f"{what}: wanted {width} numbers, got {array.dtype} of shape {array.shape}{hint}")
-    if not np.isfinite(array).all():
-        raise DataError(f"{what}: the numbers must be finite")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise DataError(f"{what}: the numbers must be finite")
     return array.astype(np.float64).ravel()
 
 
@@ -157,8 +158,6 @@ def unit(vector: Any, width: int) -> NDArray[np.float32]:
         DataError: another shape, or numbers that are not finite or all zero.
     """
     array = numbers(vector, width, "a vector of the shared space", "; of a latent say the modality (--from)")
-    # The largest is made one, so that no square is too large or too small.
-    array = array / max(np.abs(array).max(), np.finfo(np.float64).tiny)
     length = np.linalg.norm(array)
     if not length:
         raise DataError("a vector of the shared space: the numbers must not all be zero")

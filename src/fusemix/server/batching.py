@@ -83,18 +83,23 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        while (first := self._waiting.get()) is not None:
-            jobs = [first]
-            while len(jobs) < MOST and not self._waiting.empty():
-                job = self._waiting.get()
-                if job is None:
-                    self._waiting.put(None)
-                    break
-                jobs.append(job)
+        while self._answer_what_waits():
+            pass
+
+    def _answer_what_waits(self) -> bool:
+        """Answer a batch, and hold nothing of it afterwards: a decoded picture may be large. False at the end."""
+        job, jobs = self._waiting.get(), []
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) == MOST or self._waiting.empty():
+                break
+            job = self._waiting.get()
+        if jobs:
             assert self._served.now is not None  # who asks has looked at it
             answers = answer_all(self._served.now.index, [ask for ask, _ in jobs])
             for (_, future), answer in zip(jobs, answers, strict=True):
                 future.get_loop().call_soon_threadsafe(_tell, future, answer)
+        return job is not None
 
 
 def answer_all(index: Index, asks: Sequence[Ask]) -> list[Answer | Exception]:

@@ -1,5 +1,6 @@
 """`fusemix serve`."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -31,6 +32,9 @@ def serve(
     """
     from fusemix.terminal import say
 
+    # Before Pillow is loaded, here and in the decoding processes: what a large picture took, in blocks above those that
+    # the allocator keeps for later, goes back to the system when the picture goes.
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     try:
         from fusemix.server.run import serve as run
     except ModuleNotFoundError as error:
