@@ -146,7 +146,7 @@ def request(
     lines = [f"{method} {path} HTTP/1.1"]
     lines += [] if "host" in given else [f"host: {host}"]
     lines += [f"{name}: {value}" for name, value in headers]
-    lines += [f"content-length: {len(body)}"] if body and "content-length" not in given else []
+    lines += [f"content-length: {len(body)}"] if body and not given & {"content-length", "transfer-encoding"} else []
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 

@@ -149,6 +149,8 @@ def limits(server: Server) -> None:
     query = {"query": [{"text": "a"}]}
     head = [("content-type", "application/json")]
     form = [("content-type", "multipart/form-data; boundary=b")]
+    chunks = b"100000\r\n" + bytes(2**20) + b"\r\n"
+    endless = request("POST", "/v1/search", [*form, ("transfer-encoding", "chunked")], chunks * 26 + b"0\r\n\r\n")
     cases: dict[str, tuple[bytes, set[int]]] = {
         "text + 1": (search_request({"query": [{"text": "a" * 8193}]}), {413, 422}),
         "text x 100": (search_request({"query": [{"text": "ä" * 400_000}]}), {413, 422}),
@@ -163,6 +165,7 @@ def limits(server: Server) -> None:
         "declared 26 MB": (request("POST", "/v1/search", [*form, ("content-length", str(26 * 2**20))]), {413}),
         "declared 2.5 GB": (request("POST", "/v1/search", [*form, ("content-length", str(2500 * 2**20))]), {413}),
         "sent 26 MB": (form_request(query, {"a.png": bytes(26 * 2**20)}), {413}),
+        "sent 26 MB in chunks": (endless, {413}),
         "header 17 KB": (request("GET", "/healthz", [("x", "y" * 17_000)]), {400, 431}),
         "header 1.6 MB": (request("GET", "/healthz", [("x", "y" * 1_600_000)]), {400, 431}),
         "conditions": (search_request({**query, "where": ["split = test"] * 17}), {422}),

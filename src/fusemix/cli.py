@@ -35,6 +35,7 @@ from fusemix.arguments import (
     read_given,
 )
 from fusemix.errors import FusemixError, TooManyFailuresError
+from fusemix.verbs.classify import classify
 from fusemix.verbs.fit import fit
 from fusemix.verbs.generate import generate
 from fusemix.verbs.index import add, index, remove
@@ -222,6 +223,7 @@ app.command(epilog="Example: fusemix index model/ latents/ -o index/")(index)
 app.command(epilog="Example: fusemix add index/ new-latents/")(add)
 app.command(epilog='Example: fusemix remove index/ --where "split = test"')(remove)
 app.command(epilog="Example: fusemix serve index/")(serve)
+app.command(epilog='Example: fusemix classify index/ --classes dog,cat --template "a photo of a {}"')(classify)
 app.command(context_settings=EXTRA, epilog='Example: fusemix search index/ "red running shoe" -k 5')(search)
 app.command(epilog="Example: fusemix generate model/ siren.wav -o siren.png --pipeline sd/ -n 4")(generate)
 app.command(epilog="Example: fusemix study latents/ -o study/ --only quantity,diversity")(study)
