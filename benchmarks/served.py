@@ -42,9 +42,10 @@ def make_index(folder: Path, symbols: int = 300) -> Path:
     (folder / "hear.py").write_text(HEAR)
     table = write_symbols(folder, symbols)
     pairs = fm.read_pairs(table, image="image", text="text")
-    seen = fm.extract(pairs, image="hog", text="minilm", out=folder / "seen")
+    reads = fm.load_encoder("minilm", "text")  # once
+    seen = fm.extract(pairs, image="hog", text=reads, out=folder / "seen")
     tones = fm.read_pairs(write_tones(folder), sound="file", text="caption")
-    heard = fm.extract(tones, sound=f"{folder / 'hear.py'}:encode", text="minilm", out=folder / "heard")
+    heard = fm.extract(tones, sound=f"{folder / 'hear.py'}:encode", text=reads, out=folder / "heard")
     train = {"epochs": 2, "batch_size": 64, "depth": 0}
     sees = fm.FuseMix(lock="text", **train).fit(seen.split()[0])
     hears = fm.FuseMix(lock="text", **train).fit(heard)

@@ -150,7 +150,7 @@ def limits(server: Server) -> None:
     head = [("content-type", "application/json")]
     form = [("content-type", "multipart/form-data; boundary=b")]
     chunks = b"100000\r\n" + bytes(2**20) + b"\r\n"
-    endless = request("POST", "/v1/search", [*form, ("transfer-encoding", "chunked")], chunks * 26 + b"0\r\n\r\n")
+    endless = request("POST", "/v1/search", [*head, ("transfer-encoding", "chunked")], chunks * 26 + b"0\r\n\r\n")
     cases: dict[str, tuple[bytes, set[int]]] = {
         "text + 1": (search_request({"query": [{"text": "a" * 8193}]}), {413, 422}),
         "text x 100": (search_request({"query": [{"text": "ä" * 400_000}]}), {413, 422}),

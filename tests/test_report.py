@@ -2,13 +2,17 @@
 
 import numpy as np
 
-from fusemix.index import Hit
 from fusemix.report import Example, split_examples, write_report
+from fusemix.search.index import Hit
 
 
 def test_captions_and_file_names_are_text_and_never_markup(model, latents, tmp_path):
     evil = '<script>alert("x")</script>'
-    hits = [Hit(evil, 0.5, "image", f"/nowhere/{evil}.png", None), Hit("t", 0.4, "text", None, evil)]
+    columns = {evil: evil}
+    hits = [
+        Hit(evil, 0.5, "image", f"/nowhere/{evil}.png", None, columns),
+        Hit("t", 0.4, "text", None, evil, columns),
+    ]
     path = tmp_path / "r.html"
     write_report(
         path,

@@ -97,7 +97,7 @@ def test_without_queries_it_is_measured_on_rows_of_the_index(rows, asked, monkey
 
 
 def test_it_comes_back_from_its_file(rows, queries, built):
-    again = Approximate.from_bytes(built.to_bytes(), built.facts)
+    again = Approximate.of(built.to_bytes(), built.facts, rows)
     for one, other in zip(built.search(rows, queries, 7), again.search(rows, queries, 7), strict=True):
         assert torch.equal(one, other)
 

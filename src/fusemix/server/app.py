@@ -44,16 +44,19 @@ PAGE = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 OPEN_PATHS = (*PAGE, "/healthz", "/readyz")
+SEARCH_SCHEMA = SearchIn.model_json_schema()
+SEARCH_SCHEMA["properties"]["query"]["items"] = SEARCH_SCHEMA.pop("$defs")["TermIn"]  # no reference is left open
 SEARCH_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": SearchIn.model_json_schema(ref_template="#/components/schemas/{model}")},
+            "application/json": {"schema": SEARCH_SCHEMA},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "properties": {"request": {"type": "string", "description": "The search, as JSON."}},
                     "required": ["request"],
+                    "maxProperties": limits.PARTS + 1,
                     "additionalProperties": {"type": "string", "format": "binary"},
                 }
             },

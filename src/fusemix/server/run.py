@@ -48,31 +48,38 @@ def serve(
         DataError: another address without a token, or a token that could be guessed.
         StoreError: no index there, or a damaged one.
     """
-    if host not in LOCAL and token is None:
-        raise DataError(f"--host {host} lets others in: give a --token (any 16 letters or more), which they must bring")
-    if token is not None and (len(token) < TOKEN_LETTERS or not token.isascii() or not token.isprintable()):
-        raise DataError(f"--token: wanted at least {TOKEN_LETTERS} letters or digits, so that nobody guesses it")
     read_facts(folder)  # a folder that is none is told before anything listens
     served = Served(folder, encoders or {})
-    batcher = Batcher(served)
-    guard = Guard(create_app(served, batcher), host, allowed, token, OPEN_PATHS)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            guard, host=host, port=port, http=partial(PatientProtocol, batcher.is_full),  # type: ignore[arg-type]
-            ws="none", log_level="warning", access_log=False,
-            server_header=False, h11_max_incomplete_event_size=HEADER_BYTES, timeout_keep_alive=5,
-            timeout_graceful_shutdown=DRAIN_SECONDS, backlog=512,
-        )
-    )  # fmt: skip
+    server = make_server(served, host, port, token, allowed)
     failed: list[FusemixError] = []
     threading.Thread(target=_open, args=(served, server, failed, ready), daemon=True).start()
     for each in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has ended in order
-        signal.signal(each, lambda *_: None)
+        signal.signal(each, lambda *_: setattr(server, "should_exit", True))
     server.run()
     if failed:
         raise failed[0]
     if not server.started:
         sys.exit(1)
+
+
+def make_server(
+    served: Served, host: str, port: int, token: str | None = None, allowed: Sequence[str] = ()
+) -> uvicorn.Server:
+    """Make a server, guarded; arguments and errors as of `serve`."""
+    if host not in LOCAL and token is None:
+        raise DataError(f"--host {host} lets others in: give a --token (any 16 letters or more), which they must bring")
+    if token is not None and (len(token) < TOKEN_LETTERS or not token.isascii() or not token.isprintable()):
+        raise DataError(f"--token: wanted at least {TOKEN_LETTERS} letters or digits, so that nobody guesses it")
+    batcher = Batcher(served)
+    guard = Guard(create_app(served, batcher), host, allowed, token, OPEN_PATHS)
+    protocol: Any = partial(PatientProtocol, batcher.is_full)
+    return uvicorn.Server(
+        uvicorn.Config(
+            guard, host=host, port=port, http=protocol, ws="none", log_level="warning", access_log=False,
+            server_header=False, h11_max_incomplete_event_size=HEADER_BYTES, timeout_keep_alive=5,
+            timeout_graceful_shutdown=DRAIN_SECONDS, backlog=512,
+        )
+    )  # fmt: skip
 
 
 def _open(served: Served, server: uvicorn.Server, failed: list[FusemixError], ready: Callable[[str], None]) -> None:

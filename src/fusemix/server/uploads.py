@@ -38,7 +38,7 @@ async def read_request(request: Request) -> tuple[SearchIn, Mapping[str, UploadF
     try:
         form = await request.form(max_files=PARTS, max_fields=1, max_part_size=JSON_BYTES)
     except HTTPException as error:
-        code = "too_large" if "Too many" in error.detail or "exceeded" in error.detail else "bad_request"
+        code = "too_large" if "Too many files" in error.detail or "exceeded" in error.detail else "bad_request"
         raise RequestError(code, error.detail, f"send one field 'request' and at most {PARTS} files") from error  # type: ignore[arg-type]
     asked = form.get("request")
     if not isinstance(asked, str):
