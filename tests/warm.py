@@ -15,11 +15,12 @@ import socket
 import subprocess
 import sys
 import traceback
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from threading import Thread
 
 
 def run(words, cwd, env, before=""):
@@ -45,6 +46,46 @@ def ranks(kind, words, cwd, env, count=2):
     told |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     each = [{**env, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     return _together([(kind, words, cwd, one) for one in each])
+
+
+STAND_IN = """#!{python} -IS
+import json, os, socket, sys
+with socket.create_connection(("127.0.0.1", {port})) as asked:
+    asked.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
+    asked.shutdown(socket.SHUT_WR)
+    code, out, err = json.load(asked.makefile())
+sys.stdout.write(out)
+sys.stderr.write(err)
+sys.exit(code)
+"""
+
+
+@contextmanager
+def stand_in(folder):
+    """Put a `fusemix` for scripts into this folder: what they ask of it, a fork does."""
+
+    def serve():
+        while True:
+            asked, _ = server.accept()
+            with asked, asked.makefile("rw") as file:
+                content = file.read()
+                if not content:
+                    return
+                done = run(*json.loads(content))
+                file.write(json.dumps([done.returncode, done.stdout, done.stderr]))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = server.getsockname()
+        thread = Thread(target=serve)
+        thread.start()
+        folder.mkdir()
+        (folder / "fusemix").write_text(STAND_IN.format(python=sys.executable, port=place[1]))
+        (folder / "fusemix").chmod(0o755)
+        try:
+            yield
+        finally:
+            socket.create_connection(place).close()
+            thread.join()
 
 
 def _together(programs, before=""):
