@@ -45,37 +45,27 @@ def words(folder: Path, settings: dict, count: int) -> list[str]:
     return [str(script), str(folder), json.dumps(settings)]
 
 
-def command(folder: Path, settings: dict, count: int) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    return [*torchrun, *words(folder, settings, count)]
+def torchrun(folder: Path, settings: dict, count: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [*command, *words(folder, settings, count)]
 
 
-def said(folder: Path) -> list[dict]:
+def both_ranks(folder: Path, settings: dict, count: int) -> list[dict]:
+    """Fit in two processes that torchrun could have started: it does so below and in test_cli_fit."""
+    done = warm.ranks("python", words(folder, settings, count), folder, dict(os.environ))
+    assert [rank.returncode for rank in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
-def torchrun(folder: Path, settings: dict, count: int) -> list[dict]:
-    done = subprocess.run(command(folder, settings, count), capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return said(folder)
-
-
-def forked(folder: Path, settings: dict, count: int) -> list[dict]:
-    """Two processes that torchrun could have started, without its time."""
-    done = warm.ranks("python", words(folder, settings, count), folder, dict(os.environ))
-    assert [rank.returncode for rank in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]
-    return said(folder)
-
-
 @pytest.mark.parametrize(
-    ("run", "count", "settings"),
-    [(torchrun, 240, {}), (forked, 150, {"alpha": 0.0, "batch_size": 25, "epochs": 3})],
+    ("count", "settings"),
+    [(240, {}), (150, {"alpha": 0.0, "batch_size": 25, "epochs": 3})],
     ids=["even", "uneven shares, no mixing"],
 )
-def test_two_processes_make_the_fit_of_one(tmp_path, run, count, settings):
+def test_two_processes_make_the_fit_of_one(tmp_path, count, settings):
     """Every step's gradients are those of the global batch, so the whole trajectory is the same up to rounding."""
     settings = {"dropout": 0.0, "input_dropout": 0.0, "precision": "float32", **settings}
-    both = run(tmp_path, settings, count)
+    both = both_ranks(tmp_path, settings, count)
     assert both[0] == both[1]
     single = fit_adapters(pairs(count), pairs(40, "val", seed=1), small(**settings), CPU, silent)
     np.testing.assert_allclose(both[0]["weights"], weights(single).detach(), rtol=2e-3, atol=2e-4)
@@ -100,7 +90,7 @@ def test_ranks_that_are_told_to_stop_stop_together_and_go_on(tmp_path):
     settings = {"dropout": 0.2, "epochs": 12, "precision": "float32"}
     (tmp_path / "stopped").mkdir()
     (tmp_path / "whole").mkdir()
-    process = subprocess.Popen(command(tmp_path / "stopped", settings, 240), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(torchrun(tmp_path / "stopped", settings, 240), stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "stopped" / "run" / "metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and metrics.read_text().count("\n") >= 1:
@@ -111,4 +101,4 @@ def test_ranks_that_are_told_to_stop_stop_together_and_go_on(tmp_path):
     assert process.returncode != 0 and not (tmp_path / "stopped" / "rank-0.json").exists()
     step = checkpoint.read(tmp_path / "stopped" / "run")[1]["step"]
     assert 8 <= step < 12 * 8
-    assert forked(tmp_path / "stopped", settings, 240) == forked(tmp_path / "whole", settings, 240)
+    assert both_ranks(tmp_path / "stopped", settings, 240) == both_ranks(tmp_path / "whole", settings, 240)
