@@ -19,6 +19,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from faults import Touches, in_child, tree
 from fusemix.data.pairs import read_pairs
 from fusemix.extraction import extract
 from goals import leave, result
+
+with suppress(ImportError):
+    import pandas  # noqa: F401  (pyarrow would, where it is there, in every child)
 
 ITEMS, SHARD, BATCH = 12, 5, 3  # three shards a modality, five batches
 

@@ -310,10 +310,12 @@ def watch(root: Path, every: int, unsafe: bool = False) -> Found:
         calls: list[Any] = []
         threading.Thread(target=_count, args=(server, calls), daemon=True).start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
+        paths = [str(hook), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {
-            **os.environ, "PYTHONPATH": str(hook), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(out / "tmp"),
-            "HOME": str(root / "home"), "HF_HOME": str(root / "home" / "hf"), "HOSTILE_LOG": str(log),
-            "HOSTILE_ROOT": str(root / "hostile"), "HOSTILE_OUT": str(out), "HOSTILE_CASE": "", "OMP_NUM_THREADS": "1",
+            **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "HOSTILE_CASE": "",
+            "TMPDIR": str(out / "tmp"), "HOME": str(root / "home"), "HF_HOME": str(root / "home" / "hf"),
+            "HOSTILE_ROOT": str(root / "hostile"), "HOSTILE_OUT": str(out), "HOSTILE_LOG": str(log),
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         environment.pop("HF_HUB_OFFLINE", None)  # a connection must be tried to be seen
         command = [sys.executable, __file__, "--open", str(root), "--address", address, "--every", str(every)]

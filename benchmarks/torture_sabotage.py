@@ -268,7 +268,11 @@ def plant(copy: Path, bug: Bug) -> bool:
 
 def run(copy: Path, tests: str) -> bool:
     """Run tests on the copy; tell whether one is red."""
-    env = {**os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Of the plugins that happen to be installed, and take seconds, the settings need one.
+    env = {
+        **os.environ, "PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin",
+    }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n0", *shlex.split(tests)]
     done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=600)
     if done.returncode not in (0, 1):  # 1 is a red test; an error of collection would prove nothing

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # the first step of an optimiser would, for a second and in every child
 
 from faults import Touches, in_child
 from fusemix import fit

@@ -1,21 +1,20 @@
 """Benchmarks that need what is not everywhere: they say so, and the way through their code stays whole."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import warm
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def bench(name, *words):
     env = {key: value for key, value in os.environ.items() if key != "FUSEMIX_DATA"}
-    command = [sys.executable, BENCHMARKS / name, *map(str, words)]
-    run = subprocess.run(command, capture_output=True, text=True, env={**env, "OMP_NUM_THREADS": "1"})
+    run = warm.python([BENCHMARKS / name, *words], Path.cwd(), {**env, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     return run.stdout
 

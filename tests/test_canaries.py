@@ -2,6 +2,7 @@
 
 import hashlib
 import string
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.image_utils import SizeDict
 
 from conftest import encode_image
-from fusemix.encoders import load_encoder
+from fusemix.encoders import canaries, load_encoder
 from fusemix.encoders.canaries import COSINE, COUNT, canary_items, check_canaries, encode_canaries
 from fusemix.encoders.vectors import Precomputed
 from fusemix.errors import MismatchError
@@ -51,6 +52,14 @@ def parts(name):
 
 
 KINDS = {"clip": "image", "bert": "text", "whisper": "audio"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def items_once():
+    """The same items again and again: only the first time they are made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canaries, "canary_items", cache(canary_items))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -508,7 +508,11 @@ warnings.simplefilter("error")
 from fusemix.encoders import load_encoder
 found = {}
 for spec in sys.argv[1:]:
-    encoder = load_encoder(spec, "text")
+    try:
+        encoder = load_encoder(spec, "text")
+    except Warning as warned:
+        found[spec] = str(warned)
+        continue
     facts = encoder.fingerprint
     latents = encoder.encode(["a red kite"]).tolist()
     found[spec] = facts["name"], facts["revision"], encoder.source, facts["pooling"], latents
@@ -516,39 +520,45 @@ print(json.dumps(found))
 """
 
 
-def run_with_hub(cache, *specs):
-    environment = {**os.environ, "HF_HUB_CACHE": str(cache)}
-    command = [sys.executable, "-c", HUB, *specs]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """What one process finds in a cache with three repositories, and the folder of their model."""
+    place = tmp_path_factory.mktemp("cache")
+    folder, (old, new) = save_bert(place / "m"), ("1" * 40, "2" * 40)
 
+    def repository(name, *snapshots):
+        """Lay out snapshots, the modes of their pooling by commit, as the cache does; the last one is main."""
+        path = place / "hub" / f"models--org--{name}"
+        (path / "refs").mkdir(parents=True)
+        for commit, modes in snapshots:
+            snapshot = shutil.copytree(folder, path / "snapshots" / commit)
+            (path / "refs" / "main").write_text(commit)
+            if modes:
+                (snapshot / "1_Pooling").mkdir()
+                (snapshot / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+        return path
 
-def test_a_pooling_that_could_not_be_looked_up_is_warned_of(tmp_path):
-    folder, commit = save_bert(tmp_path / "m"), "1" * 40
-    repository = tmp_path / "hub" / "models--org--name"
-    shutil.copytree(folder, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    done = run_with_hub(tmp_path / "hub", "org/name")
-    assert "it is not known whether org/name has a modules.json" in done.stderr
-    (repository / ".no_exist" / commit).mkdir(parents=True)
-    (repository / ".no_exist" / commit / "modules.json").touch()  # how the cache remembers it
-    done = run_with_hub(tmp_path / "hub", "org/name")
-    assert done.returncode == 0 and json.loads(done.stdout)["org/name"][3] == "mean", done.stderr
-
-
-def test_a_hub_id_has_a_revision_and_its_files_are_looked_up_offline(tmp_path):
-    folder, (old, new) = save_bert(tmp_path / "m"), ("1" * 40, "2" * 40)
-    repository = tmp_path / "hub" / "models--org--name"
-    for commit, modes in ((old, {"pooling_mode": "cls"}), (new, {"pooling_mode": "lasttoken"})):
-        snapshot = shutil.copytree(folder, repository / "snapshots" / commit)
-        (snapshot / "1_Pooling").mkdir()
-        (snapshot / "1_Pooling" / "config.json").write_text(json.dumps(modes))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(new)
-    (repository / "refs" / "v1").write_text(old)
-    done = run_with_hub(tmp_path / "hub", "org/name", "org/name@v1", f"org/name@{old}")
+    repository("unknown", (old, None))
+    missing = repository("without", (old, None)) / ".no_exist" / old / "modules.json"
+    missing.parent.mkdir(parents=True)
+    missing.touch()  # how the cache remembers it
+    name = repository("name", (old, {"pooling_mode": "cls"}), (new, {"pooling_mode": "lasttoken"}))
+    (name / "refs" / "v1").write_text(old)
+    environment = {**os.environ, "HF_HUB_CACHE": str(place / "hub")}
+    specs = ["org/unknown", "org/without", "org/name", "org/name@v1", f"org/name@{old}"]
+    done = subprocess.run([sys.executable, "-c", HUB, *specs], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return folder, json.loads(done.stdout)
+
+
+def test_a_pooling_that_could_not_be_looked_up_is_warned_of(hub):
+    _, found = hub
+    assert "it is not known whether org/unknown has a modules.json" in found["org/unknown"]
+    assert found["org/without"][3] == "mean"
+
+
+def test_a_hub_id_has_a_revision_and_its_files_are_looked_up_offline(hub):
+    (folder, found), (old, new) = hub, ("1" * 40, "2" * 40)
     hidden = tokens_of(hf.BertModel.from_pretrained(folder), "a red kite")
     for spec, commit, pooling, token in (
         ("org/name", new, "last", -1), ("org/name@v1", old, "cls", 0), (f"org/name@{old}", old, "cls", 0)

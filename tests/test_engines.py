@@ -10,6 +10,7 @@ import time
 import pyarrow.parquet
 import pytest
 
+import warm
 from fusemix import engines
 from fusemix.data.latents import open_latents
 from fusemix.data.pairs import read_pairs
@@ -186,27 +187,33 @@ def test_two_ranks_of_torchrun_give_the_bytes_of_a_local_run(tmp_path, name):
         for shard in (0, 3, 4):
             next((tmp_path / name / "left").glob(f"*/shard-0000{shard}*")).unlink()
     (tmp_path / "driver.py").write_text(RANKS)
-    done = torchrun(tmp_path, "driver.py", "t.csv", tmp_path / "enc.py", name, CALLS=str(tmp_path / "calls"))
-    assert done.returncode == 0, done.stderr
-    if name == "new":  # the ranks share the work: no item is encoded by both
+    words = "driver.py", "t.csv", tmp_path / "enc.py", name
+    if name == "new":
+        done = torchrun(tmp_path, *words, CALLS=str(tmp_path / "calls"))
+        assert done.returncode == 0, done.stderr
+        # The ranks share the work: no item is encoded by both.
         assert len((tmp_path / "calls").read_text()) == 60 + 25
+    else:
+        done = warm.ranks("python", words, tmp_path, environment())
+        assert [rank.returncode for rank in done] == [0, 0], done
     assert tree(tmp_path / name) == tree(tmp_path / "local")
 
 
 def test_failures_of_all_ranks_count_together(tmp_path):
     world_of(tmp_path)
     (tmp_path / "driver.py").write_text(RANKS.replace("max_failed=1", "max_failed=0.07"))
-    done = torchrun(tmp_path, "driver.py", "t.csv", "enc.py", "out")
-    assert done.returncode == 1
-    assert "left: 6 of the first 60 items failed, more than 7%" in done.stderr  # no rank has more than 4 of them
+    done = warm.ranks("python", ("driver.py", "t.csv", "enc.py", "out"), tmp_path, environment())
+    assert all(rank.returncode for rank in done)
+    said = "".join(rank.stderr for rank in done)
+    assert "left: 6 of the first 60 items failed, more than 7%" in said  # no rank has more than 4 of them
 
 
 def test_of_the_ranks_one_speaks(tmp_path):
     world_of(tmp_path)
     words = ["--left", "left=enc.py:letters", "--right", "right=enc.py:letters", "--max-failed", "1", "--json"]
-    done = torchrun(tmp_path, "-m", "fusemix", "extract", "t.csv", "-o", "out", *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"rows": 60') == 1
+    done = warm.ranks("fusemix", ("extract", "t.csv", "-o", "out", *words), tmp_path, environment())
+    assert [rank.returncode for rank in done] == [0, 0], done
+    assert [rank.stdout.count('"rows": 60') for rank in done] == [1, 0]
 
 
 def torchrun(folder, *words, **variables):

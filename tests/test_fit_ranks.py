@@ -1,6 +1,7 @@
 """A fit under torchrun: two processes on one machine make the fit of one."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import warm
 from fusemix.fit import fit_adapters
 from fusemix.progress import silent
 from fusemix.training import checkpoint
@@ -37,19 +39,22 @@ torch.distributed.destroy_process_group()
 """
 
 
-def command(folder: Path, settings: dict, count: int, processes: int = 2) -> list[str]:
+def words(folder: Path, settings: dict, count: int) -> list[str]:
     script = folder / "ranks.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), pairs=count))
-    return [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script),
-        str(folder), json.dumps(settings),
-    ]  # fmt: skip
+    return [str(script), str(folder), json.dumps(settings)]
 
 
-def torchrun(folder: Path, settings: dict, count: int, processes: int = 2) -> list[dict]:
-    done = subprocess.run(command(folder, settings, count, processes), capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(processes)]
+def torchrun(folder: Path, settings: dict, count: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [*command, *words(folder, settings, count)]
+
+
+def both_ranks(folder: Path, settings: dict, count: int) -> list[dict]:
+    """Fit in two processes that torchrun could have started: it does so below and in test_cli_fit."""
+    done = warm.ranks("python", words(folder, settings, count), folder, dict(os.environ))
+    assert [rank.returncode for rank in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,7 @@ def torchrun(folder: Path, settings: dict, count: int, processes: int = 2) -> li
 def test_two_processes_make_the_fit_of_one(tmp_path, count, settings):
     """Every step's gradients are those of the global batch, so the whole trajectory is the same up to rounding."""
     settings = {"dropout": 0.0, "input_dropout": 0.0, "precision": "float32", **settings}
-    both = torchrun(tmp_path, settings, count)
+    both = both_ranks(tmp_path, settings, count)
     assert both[0] == both[1]
     single = fit_adapters(pairs(count), pairs(40, "val", seed=1), small(**settings), CPU, silent)
     np.testing.assert_allclose(both[0]["weights"], weights(single).detach(), rtol=2e-3, atol=2e-4)
@@ -82,10 +87,10 @@ def test_the_dropout_of_two_processes_differs():
 
 
 def test_ranks_that_are_told_to_stop_stop_together_and_go_on(tmp_path):
-    settings = {"dropout": 0.2, "epochs": 20, "precision": "float32"}
+    settings = {"dropout": 0.2, "epochs": 12, "precision": "float32"}
     (tmp_path / "stopped").mkdir()
     (tmp_path / "whole").mkdir()
-    process = subprocess.Popen(command(tmp_path / "stopped", settings, 240), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(torchrun(tmp_path / "stopped", settings, 240), stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "stopped" / "run" / "metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and metrics.read_text().count("\n") >= 1:
@@ -95,5 +100,5 @@ def test_ranks_that_are_told_to_stop_stop_together_and_go_on(tmp_path):
     process.communicate(timeout=60)
     assert process.returncode != 0 and not (tmp_path / "stopped" / "rank-0.json").exists()
     step = checkpoint.read(tmp_path / "stopped" / "run")[1]["step"]
-    assert 8 <= step < 20 * 8
-    assert torchrun(tmp_path / "stopped", settings, 240) == torchrun(tmp_path / "whole", settings, 240)
+    assert 8 <= step < 12 * 8
+    assert both_ranks(tmp_path / "stopped", settings, 240) == both_ranks(tmp_path / "whole", settings, 240)

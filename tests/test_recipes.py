@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import fusemix as fm
+import warm
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = (
@@ -103,12 +104,14 @@ def environment(**settings):
 
 
 def run(recipe, folder, data, **settings):
-    """Run a copy of a recipe as a user does, in a folder of its own; return what it printed."""
+    """Run a copy of a recipe as a user does, in a folder of its own, though on forks; return what it printed."""
     shutil.copytree(RECIPES / recipe, folder / "recipes" / recipe)
     shutil.copy(RECIPES / "published.py", folder / "recipes")
     env = environment(OMP_NUM_THREADS="1", FIT="--epochs 2 --dim 16 --depth 1", **settings)
     command = [f"recipes/{recipe}/run.sh", data.name, "runs/out"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    with warm.stand_in(folder / "bin"):
+        env["PATH"] = f"{folder / 'bin'}{os.pathsep}{env['PATH']}"
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -23,6 +24,16 @@ def stored(folder, name, count=120, dim=16, start=0):
     (folder / f"{name}.csv").write_text("\n".join(["x,y,split", *lines]) + "\n")
     extract(read_pairs(folder / f"{name}.csv", x="x", y="y"), out=folder / name, x=Vector(dim), y=Vector(10))
     return folder / name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked():
+    """Fits in forks of a process that has imported torch, which each would for four seconds; test_cli_study spawns."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["torch._dynamo", "fusemix.studies.runner"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda method: server)
+        yield
 
 
 @pytest.fixture(scope="module")
