@@ -16,9 +16,10 @@ from PIL import Image
 
 # The files that take longest, the longest first: at the end only short ones are left, and no core waits for another.
 LONG = (
-    "server", "page", "readme", "generation", "resume", "canaries", "fit_ranks", "engines", "studies", "hostile",
-    "recipes", "shards", "cli_fit", "cli", "cli_study", "demo", "emoji", "losses", "fit", "encoders_huggingface", "landing", "memory",
-    "decoding", "benchmarks_rehearsed", "metrics", "encoders_audio", "probe", "sabotage",
+    "server", "page", "readme", "generation", "zeroshot", "resume", "canaries", "fit_ranks", "engines", "studies",
+    "hostile", "recipes", "shards", "cli_fit", "cli", "cli_study", "demo", "emoji", "losses", "fit",
+    "encoders_huggingface", "landing", "memory", "decoding", "benchmarks_rehearsed", "metrics", "encoders_audio",
+    "probe", "sabotage",
 )  # fmt: skip
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}

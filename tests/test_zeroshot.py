@@ -193,6 +193,8 @@ def test_items_are_judged_or_without_a_truth_and_none_is_lost():
     in_five = sum(NAMES.index(true) in row for true, row in zip(truth[5:], best.tolist(), strict=True))
     assert judged.top5 == pytest.approx(100 * in_five / 25)  # also where fewer labels are kept
     assert "30 items among 8 classes: 25 judged + 5 without a truth" in str(found)
+    column = pa.chunked_array([[value if isinstance(value, str) else None for value in truth]])
+    assert zero_shot(items, classes, NAMES, column).judgement.to_dict() == judged.to_dict()
 
 
 def test_the_figures_are_those_of_loops():

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from fusemix.sound import Sound
     from fusemix.studies import study
     from fusemix.subsets import Subset, select
+    from fusemix.zeroshot import Classification, class_embeddings, zero_shot
 
 _HOME = {
+    "Classification": "fusemix.zeroshot",
     "Encoder": "fusemix.encoders",
     "Evaluation": "fusemix.evaluate",
     "FuseMix": "fusemix.model",
@@ -40,6 +42,7 @@ _HOME = {
     "Probe": "fusemix.matches",
     "Sound": "fusemix.sound",
     "Subset": "fusemix.subsets",
+    "class_embeddings": "fusemix.zeroshot",
     "extract": "fusemix.extraction",
     "inspect": "fusemix.inspection",
     "load_encoder": "fusemix.encoders",
@@ -49,9 +52,11 @@ _HOME = {
     "read_pairs": "fusemix.data.pairs",
     "select": "fusemix.subsets",
     "study": "fusemix.studies",
+    "zero_shot": "fusemix.zeroshot",
 }
 
 __all__ = [
+    "Classification",
     "Encoder",
     "Evaluation",
     "FuseMix",
@@ -65,6 +70,7 @@ __all__ = [
     "Probe",
     "Sound",
     "Subset",
+    "class_embeddings",
     "extract",
     "inspect",
     "load_encoder",
@@ -74,6 +80,7 @@ __all__ = [
     "read_pairs",
     "select",
     "study",
+    "zero_shot",
 ]
 
 

@@ -148,7 +148,7 @@ def zero_shot(
         embeddings: (N, S) of the items, in any precision.
         classes: (C, S), what `class_embeddings` returns.
         names: C classes, no two the same.
-        truth: N true classes by name; None, NaN or blank for an item whose class is not known.
+        truth: N true classes by name, such as a column of `index.columns`; null, NaN or blank where it is not known.
         k: best labels to keep of each item; at most C are. Equal scores come in the order of the names.
         temperature: of the fit, `model.facts_["temperature"]`; with it labels also get probabilities.
 
@@ -170,6 +170,7 @@ def zero_shot(
 
 def label_of(value: Any) -> str | None:
     """Return what a cell holds as the name of a class; None where it is empty."""
+    value = value.as_py() if isinstance(value, pa.Scalar) else value
     if value is None or (isinstance(value, (float, np.floating)) and math.isnan(value)):
         return None
     return str(value).strip() or None
