@@ -359,7 +359,9 @@ def test_an_index_may_be_emptied_saved_opened_and_filled_again(small, tmp_path):
 
 
 def test_items_without_columns_are_items_too(small, model, latents, tmp_path):
-    bare = small.index(items("photo", [*"abc"])).add(items("photo", [*"de"])).remove(["b"])
+    whole = small.index(items("photo", [*"abc"])).add(items("photo", [*"de"]))
+    assert len(whole.columns) == 5 and whole.search(np.ones(6), where=["id = d"])[0].id == "d"
+    bare = whole.remove(["b"])
     bare.save(tmp_path / "i")
     for each in (bare, fm.open_index(tmp_path / "i")):
         assert len(each.search(np.ones(6))) == 4 == len(each.columns)

@@ -110,6 +110,7 @@ def _together(programs, before=""):
 @cache
 def _server():
     server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(server.stdout.close)
     atexit.register(server.wait)  # last in, first out: it ends when nothing can come any more
     atexit.register(server.stdin.close)
     return server

@@ -98,9 +98,16 @@ class Approximate:
         return content
 
     @classmethod
-    def from_bytes(cls, content: bytes, facts: dict[str, Any]) -> "Approximate":
-        """Read what `to_bytes` gave."""
-        return cls(_faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8)), facts)
+    def of(cls, content: bytes, facts: dict[str, Any], embeddings: Tensor) -> "Approximate":
+        """Read what `to_bytes` gave.
+
+        Raises:
+            ValueError, RuntimeError: the bytes are no such file, or one of other rows.
+        """
+        cells = _faiss().deserialize_index(np.frombuffer(content, dtype=np.uint8))
+        if (cells.ntotal, cells.d) != tuple(embeddings.shape):
+            raise ValueError(f"the cells hold {cells.ntotal} rows of {cells.d} numbers")
+        return cls(cells, facts)
 
 
 def _faiss() -> Any:

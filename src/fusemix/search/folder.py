@@ -63,7 +63,7 @@ def write(folder: Path, content: Content, models: Sequence[Model], facts: Mappin
     Raises:
         StoreError: the folder holds something else, or another process wrote a later generation meanwhile.
     """
-    durable.claim(folder, FORMAT, "index")
+    claim(folder)
     generation, home = _new_home(folder)
     try:
         for place, model in enumerate(models, 1):
@@ -83,6 +83,17 @@ def write(folder: Path, content: Content, models: Sequence[Model], facts: Mappin
         if number < generation and _is_ours(path):  # a higher one is being written by another process
             shutil.rmtree(path, ignore_errors=True)  # what somebody reads on Windows goes the next time
     return generation
+
+
+def claim(folder: Path) -> None:
+    """Make sure that an index can be written into a folder.
+
+    Raises:
+        StoreError: it holds something else, or is a file.
+    """
+    durable.claim(folder, FORMAT, "index")
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} cannot be the output folder: it is a file")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fusemix.errors import DataError, MismatchError, StoreError, choices
 from fusemix.queries import modality_of
 from fusemix.search import filters
 from fusemix.search.approximate import Approximate
+from fusemix.search.columns import joined, joined_previews, own, taken
 from fusemix.search.exact import nearest
 from fusemix.search.folder import Content, read, write
 from fusemix.search.query import ItemId, Term, combine, numbers, unit
@@ -126,7 +127,7 @@ class Index:
         table = items.items.select(["id", "value"]).add_column(
             0, "modality", pa.array([name] * len(items), pa.string())
         )
-        return cls(torch.cat(blocks), table, _own(items), {name: Found(items.kind, items.root)}, space)
+        return cls(torch.cat(blocks), table, own(items), {name: Found(items.kind, items.root)}, space)
 
     @cached_property
     def keys(self) -> list[tuple[str, str]]:
@@ -160,7 +161,8 @@ class Index:
 
     def embed(self, query: Any, modality: str | None = None) -> NDArray[np.float32]:
         """Embed one query, (S,) unit norm; arguments and errors as of `search`."""
-        terms = query if _are_terms(query) else [Term(query, modality)]
+        are_terms = isinstance(query, list) and bool(query) and all(isinstance(term, Term) for term in query)
+        terms = query if are_terms else [Term(query, modality)]
         embedded: NDArray[np.float32] = self.embed_queries([terms])[0]
         return embedded
 
@@ -178,11 +180,9 @@ class Index:
             elif isinstance(term.value, (np.ndarray, Tensor)):
                 vectors[id(term)] = self._vector(term)
             else:
-                raw.setdefault(self._modality(term), []).append(term)
+                raw.setdefault(term.modality or modality_of(term.value, self.space.sides_), []).append(term)
         for name, terms in raw.items():
-            words = self.space.home(name).sides_[name].kind == "text"  # a name of a file is one, too
-            values = [str(term.value) if words and isinstance(term.value, Path) else term.value for term in terms]
-            embedded = self.space.embed(values, name)
+            embedded = self.space.embed([term.value for term in terms], name)
             vectors.update(zip(map(id, terms), embedded, strict=True))
         if not all(queries):
             raise DataError("nothing to search for: the query has no terms")
@@ -252,7 +252,7 @@ class Index:
             self,
             embeddings=self.embeddings[torch.from_numpy(rows)],
             items=self.items.take(chosen),
-            columns=_taken(self.columns, chosen),
+            columns=taken(self.columns, chosen),
             previews=self.previews.take(chosen) if self.previews is not None else None,
             approximate=None,
         )
@@ -303,9 +303,7 @@ class Index:
             content = read(folder, facts)
             found = {name: Found(each["kind"], Path(each["root"])) for name, each in facts["modalities"].items()}
             encoders = {name: each["encoder"] for name, each in facts["modalities"].items()}
-            near = Approximate.from_bytes(content.cells, facts["approximate"]) if content.cells is not None else None
-            if near is not None and (near.cells.ntotal, near.cells.d) != tuple(content.embeddings.shape):
-                raise ValueError(f"the cells hold {near.cells.ntotal} rows of {near.cells.d} numbers")
+            near = Approximate.of(content.cells, facts["approximate"], content.embeddings) if content.cells else None
         except (SafetensorError, pa.ArrowException, OSError, RuntimeError, *_WRONG) as error:
             raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
         for name, encoder in encoders.items():
@@ -347,9 +345,6 @@ class Index:
         embedded: NDArray[np.float32] = self.space.embed_latents(term.modality, latent[None])[0]
         return embedded
 
-    def _modality(self, term: Term) -> str:
-        return term.modality or modality_of(term.value, self.space.sides_)
-
     @cached_property
     def _filtered(self) -> pa.Table:
         """What conditions are about: the user's columns, and modality and id unless they have such of their own."""
@@ -362,7 +357,7 @@ class Index:
     def hits_of(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
         """Describe items by their rows."""
         order = pa.array(rows, pa.int64())
-        items, columns = self.items.take(order).to_pylist(), _taken(self.columns, order).to_pylist()
+        items, columns = self.items.take(order).to_pylist(), taken(self.columns, order).to_pylist()
         return [self._hit(*one) for one in zip(items, columns, scores, strict=True)]
 
     def _hit(self, item: dict[str, Any], columns: dict[str, Any], score: float) -> Hit:
@@ -386,67 +381,15 @@ class Index:
                     f"the {name} items lie in {self.found[name].root}, the new ones in {other.found[name].root}; "
                     "extract them with the same --root"
                 )
-        previews = None
-        if self.previews is not None or other.previews is not None:
-            nothing = [pa.nulls(len(each), pa.large_binary()) for each in (self, other)]
-            sides = zip((self.previews, other.previews), nothing, strict=True)
-            chunks = [chunk for side, none in sides for chunk in (side.chunks if side is not None else [none])]
-            previews = pa.chunked_array(chunks, pa.large_binary())
         return replace(
             self,
             embeddings=torch.cat([self.embeddings, other.embeddings]),
             items=pa.concat_tables([self.items, other.items]),
-            columns=_joined(self.columns, other.columns),
+            columns=joined(self.columns, other.columns),
             found={**self.found, **other.found},
-            previews=previews,
+            previews=joined_previews(self.previews, other.previews, (len(self), len(other))),
             approximate=None,
         )
-
-
-def _are_terms(query: Any) -> bool:
-    return isinstance(query, list) and bool(query) and all(isinstance(term, Term) for term in query)
-
-
-def _own(items: ItemLatents) -> pa.Table:
-    """Return the user's columns of items, n rows, without those that only repeat the id or the value."""
-    if items.columns is None:
-        return _rows(len(items))
-    table = items.columns.table
-    for place, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):  # the categories of pandas; they do not go with plain texts
-            table = table.set_column(place, field.name, table[field.name].cast(field.type.value_type))
-    keys = [items.items["id"], items.items["value"]]
-    texts = [name for name in table.column_names if pa.types.is_large_string(table[name].type)]
-    plain = {name: table[name].cast(pa.string()) if name in texts else table[name] for name in table.column_names}
-    return table.drop_columns([name for name, column in plain.items() if any(column.equals(key) for key in keys)])
-
-
-def _rows(count: int) -> pa.Table:
-    """Return a table of no columns; pyarrow keeps its length until it takes or joins rows."""
-    return pa.table({"row": np.arange(count)}).select([])
-
-
-def _taken(table: pa.Table, rows: pa.Array) -> pa.Table:
-    return table.take(rows) if table.num_columns else _rows(len(rows))
-
-
-def _joined(one: pa.Table, other: pa.Table) -> pa.Table:
-    """Put the user's columns of some items below those of others; what only one of them has is empty in the other.
-
-    Raises:
-        DataError: a column holds one thing here and another there.
-    """
-    try:
-        both = pa.concat_tables([one, other], promote_options="permissive")
-    except pa.ArrowException as error:
-        shared = [name for name in one.column_names if name in other.column_names]
-        kinds = {name: (one.schema.field(name).type, other.schema.field(name).type) for name in shared}
-        unlike = ", ".join(f"{name!r} ({a} and {b})" for name, (a, b) in kinds.items() if a != b)
-        raise DataError(
-            f"a column holds another type in the new items than in those before: {unlike}; write both tables with the "
-            "same types, or give the column another name (a CSV file holds texts only), and extract again"
-        ) from error
-    return both if both.num_columns else _rows(len(one) + len(other))
 
 
 def _path(root: Path, value: str | None) -> str | None:

@@ -107,6 +107,8 @@ class Space:
         """Encode raw items and embed them, (n, S) unit norm; arguments and errors as of `FuseMix.embed`."""
         if modality is None and len(items):
             modality = modality_of(items[0], self.sides_)
+        if modality in self.sides_ and self.sides_[modality].kind == "text":  # a name of a file is one, too
+            items = [str(item) if isinstance(item, Path) else item for item in items]
         return (self.home(modality) if modality is not None else self.models[0]).embed(items, modality)
 
     def embed_latents(self, modality: str, latents: ArrayLike) -> NDArray[np.float32]:

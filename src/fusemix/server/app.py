@@ -89,7 +89,7 @@ def create_app(served: Served, batcher: Batcher) -> FastAPI:
         "/v1/search",
         response_model=SearchOut,
         openapi_extra=SEARCH_BODY,
-        responses=errors(400, 403, 413, 415, 422, 503),
+        responses=errors(400, 401, 403, 413, 415, 422, 503),
     )
     async def search(request: Request) -> Response:
         """Find the items nearest to a query of texts, items, vectors and files, added and subtracted."""
@@ -123,24 +123,24 @@ def _static(content: bytes, kind: str) -> Response:
 
 
 def _add_checks(app: FastAPI, served: Served) -> None:
-    @app.get("/healthz", response_model=StatusOut)
+    @app.get("/healthz", response_model=StatusOut, responses=errors(400, 403))
     async def health() -> Response:
         """Say that the server lives."""
         return _json(status="ok", generation=None)
 
-    @app.get("/readyz", response_model=StatusOut, responses=errors(503))
+    @app.get("/readyz", response_model=StatusOut, responses=errors(400, 403, 503))
     async def ready() -> Response:
         """Say whether the index is loaded, and held to its checksums."""
         return _json(status="ready", generation=_opened(served).index.generation)
 
 
 def _add_items(app: FastAPI, served: Served) -> None:
-    @app.get("/v1/index", response_model=IndexOut, responses=errors(403, 503))
+    @app.get("/v1/index", response_model=IndexOut, responses=errors(400, 401, 403, 503))
     async def about() -> Response:
         """Say what is served, and what one can ask with."""
         return _json(**_about(served, _opened(served)))
 
-    @app.get("/v1/items", response_model=ItemsOut, responses=errors(403, 422, 503))
+    @app.get("/v1/items", response_model=ItemsOut, responses=errors(400, 401, 403, 422, 503))
     def items(
         k: Annotated[int, Query(ge=1, le=K)] = 24,
         where: Annotated[list[Condition], Query(max_length=limits.CONDITIONS)] = [],  # noqa: B006
@@ -164,7 +164,7 @@ def _add_items(app: FastAPI, served: Served) -> None:
         responses={
             200: {"content": {"image/webp": {}, "audio/mpeg": {}}},
             304: {"description": "The client has it."},
-            **errors(403, 404, 422, 503),
+            **errors(400, 401, 403, 404, 422, 503),
         },
     )
     def preview(request: Request, modality: Name, id: Name, g: int | None = None) -> Response:

@@ -48,9 +48,11 @@ def index(
 ) -> None:
     """Embed items for search. An index that is there, and may be served, is replaced in one step."""
     import fusemix as fm
+    from fusemix.search.folder import claim
     from fusemix.search.index import Index
     from fusemix.search.space import Space
 
+    claim(out)
     space = Space([fm.FuseMix.load(model), *(fm.FuseMix.load(each) for each in also or ())])
     pairs = fm.open_latents(latents)
     made = Index.of(space, *_items(pairs, modality, split), dtype=dtype)

@@ -1,12 +1,15 @@
 """`fusemix search`."""
 
 import json
+import math
 from dataclasses import asdict
-from typing import Annotated
+from difflib import get_close_matches
+from typing import Annotated, Any
 
 import typer
 
 from fusemix.arguments import Decode, Json, modalities, named
+from fusemix.errors import DataError
 from fusemix.verbs.index import IndexFolder, Where
 
 
@@ -39,10 +42,24 @@ def search(
     terms = parse(query, modality)
     opened = fm.open_index(folder)
     encoders, decoders = modalities(context, image, text), named("decode", decode)
+    for name in encoders:
+        if name not in opened.space.sides_:
+            options = [option.lstrip("-") for p in context.command.params for option in p.opts]
+            near = get_close_matches(name, [*opened.space.modalities_, *options], n=1)
+            raise DataError(
+                f"--{name} is no option, nor a modality of this index ({', '.join(opened.space.modalities_)})"
+                + (f"; did you mean --{near[0]}?" if near else "")
+            )
     for name in {**encoders, **decoders}:
         opened.space.use_encoder(name, encoders.get(name), decode=decoders.get(name))
     hits = opened.search(terms, k, where=where or (), exact=exact)
     if as_json:
-        typer.echo(json.dumps([asdict(hit) for hit in hits], indent=2, ensure_ascii=False, default=str))
+        found = [{**asdict(hit), "columns": {name: _plain(cell) for name, cell in hit.columns.items()}} for hit in hits]
+        typer.echo(json.dumps(found, indent=2, ensure_ascii=False, default=str))
         return
     show_hits(hits)
+
+
+def _plain(cell: Any) -> Any:
+    """Return a cell as JSON has it: no NaN and no infinity."""
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
