@@ -8,7 +8,6 @@ Clients are raw sockets of this process and share the machine's cores with the s
 import argparse
 import asyncio
 import itertools
-import os
 import signal
 import statistics
 import tempfile
@@ -209,14 +208,6 @@ async def swaps(server: Server, index: Path, count: int) -> None:
     result("generations served", len(seen), f">= {count}", lambda x: x >= count)
 
 
-def _part_cores(server: Server) -> None:
-    """Give this process the last core and the server the others, so that neither starves the other."""
-    cores = sorted(os.sched_getaffinity(server.process.pid))
-    for task in Path(f"/proc/{server.process.pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), cores[:-1] or cores)
-    os.sched_setaffinity(0, cores[-1:])
-
-
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser()
@@ -235,7 +226,6 @@ def main() -> None:
                 asyncio.run(terminations(index, 2 if given.small else 50))
                 continue
             with Server(index) as server:
-                _part_cores(server)
                 asyncio.run(parts[name](server, index))
                 if server.told():
                     print(f"# the server said: {server.told()[-2000:]}")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 
 from fusemix.errors import DataError, FusemixError
@@ -49,6 +50,8 @@ def serve(
         StoreError: no index there, or a damaged one.
     """
     read_facts(folder)  # a folder that is none is told before anything listens
+    # One core is for the connections: threads that compute together wait for the one whose core is taken.
+    torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     served = Served(folder, encoders or {})
     server = make_server(served, host, port, token, allowed)
     failed: list[FusemixError] = []
