@@ -70,7 +70,7 @@ def write(folder: Path, content: Content, models: Sequence[Model], facts: Mappin
             model.save(home / _model_name(place))
         sums = {name: _sum(path) for name, path in _parts(home).items()}
         for name, part in _files(content).items():
-            durable.write(home / name, part)
+            durable.write(home / name, b"", part)
             sums[name] = sha256(part).hexdigest()
         if (now := _committed(folder)) > generation or not sums.keys() <= _parts(home).keys():
             raise StoreError(f"another process wrote {folder} meanwhile (generation {now}); run the same command again")
@@ -146,26 +146,26 @@ def read(folder: Path, facts: Mapping[str, Any]) -> Content:
     return Content(embeddings, items, table.drop_columns(own), previews, cells)
 
 
-def _files(content: Content) -> dict[str, bytes]:
+def _files(content: Content) -> dict[str, memoryview]:
     table = content.items.rename_columns([_OWN + name for name in content.items.column_names])
     for name in content.columns.column_names:
         table = table.append_column(name, content.columns[name])
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(table, sink)
-    files = {EMBEDDINGS: save({"embeddings": content.embeddings.contiguous()}), ITEMS: sink.getvalue().to_pybytes()}
+    embeddings = memoryview(save({"embeddings": content.embeddings.contiguous()}))
+    files = {EMBEDDINGS: embeddings, ITEMS: memoryview(sink.getvalue())}
     if content.previews is not None:
         files[PREVIEWS] = _arrow_file(pa.table({"preview": content.previews}))
     if content.cells is not None:
-        files[CELLS] = content.cells
+        files[CELLS] = memoryview(content.cells)
     return files
 
 
-def _arrow_file(table: pa.Table) -> bytes:
+def _arrow_file(table: pa.Table) -> memoryview:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return memoryview(sink.getvalue())
 
 
 def _home(folder: Path, facts: Mapping[str, Any]) -> Path:
