@@ -202,7 +202,8 @@ def test_a_saved_model_never_runs_code_by_itself(world, tmp_path):
     photo = world / latents["image"].ids[0]
     with pytest.raises(EncoderError, match="never runs code by itself") as caught:
         model.embed([photo])
-    assert not ran.exists() and f"--image {path}:colours, or model.use_encoder" in str(caught.value)
+    wanted = f"search --image {path}:colours, serve --encoder image={path}:colours, or use_encoder"
+    assert not ran.exists() and wanted in str(caught.value)
     embedded = model.use_encoder("image", f"{path}:colours").embed([photo])
     assert ran.exists()
     np.testing.assert_allclose(embedded, model.embed_latents("image", latents["image"].latents[:1]), atol=1e-5)

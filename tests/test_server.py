@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from threading import Thread
 from types import SimpleNamespace
 
@@ -249,6 +250,21 @@ def test_slow_clients_are_closed_and_honest_ones_answered(server, capsys):
 def test_a_swap_fails_no_search(folder, server, capsys):
     asyncio.run(torture_server_load.swaps(server, folder / "index", 2))
     _all_hold(capsys, 2)
+
+
+def test_an_index_that_was_made_anew_is_served_though_it_counts_from_one_again(model, latents, tmp_path, monkeypatch):
+    monkeypatch.setattr("fusemix.server.served.LOOK_SECONDS", 0.01)
+    index = model.index(latents["image"])
+    index.save(tmp_path / "i")
+    shown = Served(tmp_path / "i", {})
+    shown.open()
+    assert len(shown.now.index) == len(index) and "never runs code by itself" in shown.now.why["text"]
+    shutil.rmtree(tmp_path / "i")
+    index.take(np.arange(10)).save(tmp_path / "i")
+    while len(shown.now.index) != 10:
+        time.sleep(0.01)
+    assert shown.now.index.generation == 1
+    shown.close()
 
 
 def test_more_than_it_can_do_is_told_at_once(server):

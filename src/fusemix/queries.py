@@ -149,6 +149,6 @@ class QueryEncoder:
         if runs_code(source):
             raise EncoderError(
                 f"{name!r} was encoded by {source}; a saved model never runs code by itself: "
-                f"name the encoder yourself (--{name} {source}, or model.use_encoder)"
+                f"name the encoder yourself (search --{name} {source}, serve --encoder {name}={source}, or use_encoder)"
             )
         return source

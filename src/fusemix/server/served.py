@@ -57,6 +57,7 @@ class Served:
     def __init__(self, folder: Path, own: Mapping[str, Any]) -> None:
         self.folder, self._own = folder, own
         self._now: Opened | None = None
+        self._facts: dict[str, Any] = {}
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="fusemix-watch", daemon=True)
 
@@ -71,6 +72,7 @@ class Served:
         Raises:
             StoreError: no index there, or a damaged one.
         """
+        self._facts = read_facts(self.folder)
         self._now = self._open()
         self._watcher.start()
 
@@ -104,14 +106,14 @@ class Served:
         return form
 
     def _watch(self) -> None:
-        """Swap the index when its folder names another generation; a damaged one is told, and the old one stays."""
+        """Swap the index when its folder is written again; a damaged one is told, and the old one stays."""
         told = ""
         while not self._stop.wait(LOOK_SECONDS):
             assert self._now is not None
             try:
-                if read_facts(self.folder)["generation"] != self._now.index.generation:
-                    self._now = self._open()
-                    told = ""
+                facts = read_facts(self.folder)
+                if facts != self._facts:  # not the generation alone: one may be made anew, and count from 1 again
+                    self._now, self._facts, told = self._open(), facts, ""
             except (FusemixError, OSError) as error:
                 if str(error) != told:  # once, not every second
                     told = str(error)
