@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,8 @@ async def send(server: Server, raw: bytes, timeout: float = 30) -> Reply:
                 reply = await _read(reader)
             finally:
                 writer.close()
+                with suppress(OSError):
+                    await writer.wait_closed()
     except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):
         reply = Reply(0)
     reply.seconds = time.perf_counter() - started

@@ -31,7 +31,9 @@ def test_unseen_symbols_are_found_far_above_chance(demo):
 
 
 def test_every_stage_reports_progress_to_its_end(demo):
-    assert {"draw symbols", "extract image", "extract text", "check latents", "fit", "fit baselines"} == set(demo[1])
+    assert {"draw symbols", "extract image", "extract text", "check latents", "fit", "fit baselines"} | {
+        "previews"
+    } == set(demo[1])
     assert all(done == total for done, total in demo[1].values())
 
 

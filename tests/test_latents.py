@@ -93,7 +93,7 @@ def test_a_modality_gives_only_the_items_that_occur_once_each_and_in_order():
     assert some.ids == [latents["x"].ids[i] for i in (1, 4, 7)]
     assert len(some) == len(some.values) == 3
     np.testing.assert_array_equal(some.numpy(), arrays()["x"][[1, 4, 7]])
-    assert latents["x"] is latents.items["x"]
+    assert latents["x"].rows is latents.items["x"].rows and latents["x"].late is latents.items["x"].late
 
 
 def test_an_unknown_modality_names_the_known_ones():
