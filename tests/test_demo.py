@@ -31,9 +31,8 @@ def test_unseen_symbols_are_found_far_above_chance(demo):
 
 
 def test_every_stage_reports_progress_to_its_end(demo):
-    assert {"draw symbols", "extract image", "extract text", "check latents", "fit", "fit baselines"} | {
-        "previews"
-    } == set(demo[1])
+    stages = {"draw symbols", "extract image", "extract text", "check latents", "fit", "fit baselines", "previews"}
+    assert set(demo[1]) == stages
     assert all(done == total for done, total in demo[1].values())
 
 
