@@ -198,7 +198,7 @@ def test_what_another_process_added_meanwhile_is_not_lost(place, monkeypatch):
         (("search", "i", "id:142.png"), "the index holds no item '142.png'; did you mean"),
         (("search", "i", "narrow.npy"), "a vector of the shared space: wanted 26 numbers, got float64 of shape (3,);"),
         (("search", "i", "red", "--whre", "price < 3"), "--whre is no option, nor a modality of this index (image, t"),
-        (("search", "i", "042.png", "--where", "prise < 3", *OWN), "no column 'prise'; found: title, price, split, ph"),
+        (("search", "i", "042.png", "--where", "prise < 3", *OWN), "no column 'prise'; found: photo, title, price, sp"),
         (("index", "m", "l", "-o", "x", "--approximate"), "100 items: exact search is as fast below 10,000; leave --a"),
         (("index", "m", "l", "-o", "x", "--modality", "txt"), "--modality: no 'txt' in these latents; found: image, t"),
         (("index", "m", "labels", "-o", "x"), "no modality 'label' in this space; found: image, text"),

@@ -406,11 +406,18 @@ def test_columns_of_unlike_types_are_told(small, one, other, words):
         index.add(items("photo", ["d", "e"], c=other, d=[1, 2]))
 
 
-def test_a_column_that_repeats_the_items_is_left_out(small):
+def test_a_column_that_repeats_the_items_is_no_part_of_a_hit_but_can_be_asked_for(small):
     ids = ["a.png", "b.png"]
     for photo in (ids, pa.array(ids, pa.large_string()), pa.array(ids).dictionary_encode()):
-        assert small.index(items("photo", ids, photo=photo, n=[1, 2])).columns.column_names == ["n"]
-    assert small.index(items("photo", ids, photo=["a.png", "x"], n=[1, 2])).columns.column_names == ["photo", "n"]
+        index = small.index(items("photo", ids, photo=photo, n=[1, 2]))
+        assert index.telling.column_names == ["n"] and index.rows(["photo = b.png"]).tolist() == [1]
+    assert small.index(items("photo", ids, photo=["a.png", "x"], n=[1, 2])).telling.column_names == ["photo", "n"]
+
+
+def test_a_condition_reaches_the_items_that_a_column_repeats_and_the_others(model, latents):
+    index = model.index(latents["image"], latents["text"])
+    found = {index.keys[row][0] for row in index.rows(["title ~ red above"]).tolist()}
+    assert found == {"image", "text"} and "title" in index.telling.column_names
 
 
 def test_latents_of_another_encoder_or_width_or_place_are_refused(small):

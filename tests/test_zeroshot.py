@@ -453,7 +453,7 @@ def test_several_modalities_and_models_of_one_space(place):
         (("m", "no.png", "--classes", "a,b", *OWN, "--encoder", "image=enc.py:colours"), "no.png: missing: no file"),
         (("m", "red", " ", "--classes", "a,b", *OWN), "nothing to classify: one of the words is empty"),
         (("m", "red", "--classes", "a,b", "--from", "txt"), "no modality 'txt'; found: image, text; did you mean"),
-        (("i", "--classes", "scnee", *OWN), "no such file, and no column of the index (title, scene, half, "),
+        (("i", "--classes", "scnee", *OWN), "no such file, and no column of the index (photo, title, scene, half, "),
         (("m", "red", "--classes", "dog", *OWN), "--classes dog: no such file, and one name alone is no choice; write"),
         (("i", "--classes", "a,", *OWN), "wanted two class names or more, none of them empty; got ['a']"),
         (("i", "--classes", "bad.txt", *OWN), "--classes: bad.txt is no text in UTF-8 (invalid start byte at byte 1)"),

@@ -43,6 +43,9 @@ Decode = Annotated[
     list[str] | None,
     typer.Option(metavar="MODALITY=FUNCTION", help="Your own decoder of a file: module:function or file.py:function."),
 ]
+OwnEncoder = Annotated[
+    list[str] | None, typer.Option(metavar="MODALITY=ENCODER", help="What encodes it, if it is your own code.")
+]
 Precision = Annotated[
     str | None, typer.Option(help="Of the encoders' arithmetic (default: what the device does best).")
 ]

@@ -130,6 +130,14 @@ def located(path: Path) -> Path | Span:
     return Span(Path(part[1]), int(part[2]), int(part[3])) if part else path
 
 
+def path_of(root: Path, value: str | None) -> str | None:
+    """Return where an item lies; the name of a file that a table embeds is no file here."""
+    if value is None:
+        return None
+    place = located(root / value)
+    return str(root / value) if is_file(place.path if isinstance(place, Span) else place) else None
+
+
 def distinct(modality: str, name: str, column: pa.ChunkedArray, reading: Reading) -> tuple[Items, Rows]:
     """Number the distinct values of a column in order of first appearance.
 

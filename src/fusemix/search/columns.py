@@ -8,17 +8,20 @@ from fusemix.errors import DataError
 
 
 def own(items: ItemLatents) -> pa.Table:
-    """Return the user's columns of items, n rows, without those that only repeat the id or the value."""
+    """Return the user's columns of items, n rows."""
     if items.columns is None:
         return none(len(items))
     table = items.columns.table
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # the categories of pandas; they do not go with plain texts
             table = table.set_column(place, field.name, table[field.name].cast(field.type.value_type))
-    keys = [items.items["id"], items.items["value"]]
-    large = [key.cast(pa.large_string()) for key in keys]
-    columns = {name: table[name] for name in table.column_names}
-    return table.drop_columns([name for name, each in columns.items() if any(map(each.equals, (*keys, *large)))])
+    return table
+
+
+def telling(columns: pa.Table, items: pa.Table) -> pa.Table:
+    """Leave out columns that only repeat the id or the value of every item, and so tell nothing beside them."""
+    keys = [items[name].cast(kind) for name in ("id", "value") for kind in (pa.string(), pa.large_string())]
+    return columns.drop_columns([name for name in columns.column_names if any(map(columns[name].equals, keys))])
 
 
 def none(count: int) -> pa.Table:

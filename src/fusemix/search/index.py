@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fusemix.data.items import located
+from fusemix.data.items import path_of
 from fusemix.data.latents import ItemLatents
-from fusemix.data.media import Span, is_file
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError, choices
 from fusemix.queries import modality_of
 from fusemix.search import filters
 from fusemix.search.approximate import Approximate
-from fusemix.search.columns import joined, joined_previews, own, taken
+from fusemix.search.columns import joined, joined_previews, own, taken, telling
 from fusemix.search.exact import nearest
 from fusemix.search.folder import Content, read, write
 from fusemix.search.query import ItemId, Term, combine, numbers, unit
@@ -66,7 +65,7 @@ class Hit:
     columns: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Index:
     """Items that can be searched; never changed: `add` and `remove` give another one.
 
@@ -124,9 +123,8 @@ class Index:
         blocks = [torch.as_tensor(model.embed_latents(name, block)).to(dtype) for block in items.rows.blocks(1 << 16)]
         if not blocks:
             blocks = [torch.as_tensor(model.embed_latents(name, torch.zeros(1, items.rows.shape[1])))[:0].to(dtype)]
-        table = items.items.select(["id", "value"]).add_column(
-            0, "modality", pa.array([name] * len(items), pa.string())
-        )
+        names = pa.array([name] * len(items), pa.string())
+        table = items.items.select(["id", "value"]).add_column(0, "modality", names)
         return cls(torch.cat(blocks), table, own(items), {name: Found(items.kind, items.root)}, space)
 
     @cached_property
@@ -138,6 +136,11 @@ class Index:
     def row_of(self) -> dict[tuple[str, str], int]:
         """The row of each (modality, id)."""
         return {key: row for row, key in enumerate(self.keys)}
+
+    @cached_property
+    def telling(self) -> pa.Table:
+        """The user's columns that say more of the items than their ids and values, N rows."""
+        return telling(self.columns, self.items)
 
     def search(
         self, query: Any, k: int = 10, modality: str | None = None, *, where: Sequence[str] = (), exact: bool = False
@@ -357,13 +360,13 @@ class Index:
     def hits_of(self, rows: Sequence[int], scores: Sequence[float]) -> list[Hit]:
         """Describe items by their rows."""
         order = pa.array(rows, pa.int64())
-        items, columns = self.items.take(order).to_pylist(), taken(self.columns, order).to_pylist()
+        items, columns = self.items.take(order).to_pylist(), taken(self.telling, order).to_pylist()
         return [self._hit(*one) for one in zip(items, columns, scores, strict=True)]
 
     def _hit(self, item: dict[str, Any], columns: dict[str, Any], score: float) -> Hit:
         found, value = self.found[item["modality"]], item["value"]
         text = value if found.kind == "text" else None
-        path = _path(found.root, value) if found.kind != "text" else None
+        path = path_of(found.root, value) if found.kind != "text" else None
         return Hit(item["id"], score, item["modality"], path, text, columns)
 
     def _without(self, keys: Container[tuple[str, str]]) -> "Index":
@@ -390,11 +393,3 @@ class Index:
             previews=joined_previews(self.previews, other.previews, (len(self), len(other))),
             approximate=None,
         )
-
-
-def _path(root: Path, value: str | None) -> str | None:
-    """Return where an item lies; the name of a file that a table embeds is no file here."""
-    if value is None:
-        return None
-    place = located(root / value)
-    return str(root / value) if is_file(place.path if isinstance(place, Span) else place) else None

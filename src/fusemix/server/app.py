@@ -12,6 +12,7 @@ from urllib.parse import quote
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -260,4 +261,5 @@ def plain(value: Any) -> str | int | float | bool | None:
 
 
 def _json(**content: Any) -> Response:
-    return JSONResponse(content)
+    # Python's own encoder takes a third of the time of a search away from the others.
+    return Response(to_json(content), media_type="application/json")

@@ -18,7 +18,7 @@ from fusemix.search.query import Term
 from fusemix.server.limits import RETRY_SECONDS, WAITING, RequestError
 from fusemix.server.served import Served
 
-MOST = 64  # queries a batch
+MOST = 32  # queries a batch; fewer than may wait, so that the thread never idles while answers are written
 
 
 @dataclass(frozen=True)

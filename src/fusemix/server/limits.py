@@ -16,7 +16,7 @@ HEADER_BYTES = 16 * 1024
 LARGE_BYTES = 16 * MB  # of decoded files: one such request at a time
 MOST_BYTES = 160 * MB  # of the decoded files of a request together; a picture of 40 megapixels has 120
 SLOW_SECONDS = 15  # in which a request must have come whole, or an answer have been taken
-WAITING = 64  # requests that are worked on or wait; more are told to come again
+WAITING = 128  # requests that are worked on or wait; more are told to come again
 RETRY_SECONDS = 1
 
 Code = Literal[

@@ -79,7 +79,7 @@ def make_server(
     return uvicorn.Server(
         uvicorn.Config(
             guard, host=host, port=port, http=protocol, ws="none", log_level="warning", access_log=False,
-            server_header=False, h11_max_incomplete_event_size=HEADER_BYTES, timeout_keep_alive=5,
+            server_header=False, proxy_headers=False, h11_max_incomplete_event_size=HEADER_BYTES, timeout_keep_alive=5,
             timeout_graceful_shutdown=DRAIN_SECONDS, backlog=512,
         )
     )  # fmt: skip

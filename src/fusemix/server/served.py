@@ -43,7 +43,7 @@ class Opened:
     @cached_property
     def columns(self) -> list[tuple[str, str, list[str] | None]]:
         """Name, type and values (where they are few) of each of the user's columns."""
-        return [(name, *_described(self.index.columns[name])) for name in self.index.columns.column_names]
+        return [(name, *_described(self.index.telling[name])) for name in self.index.telling.column_names]
 
 
 class Served:

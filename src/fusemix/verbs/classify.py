@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from fusemix.arguments import Decode, Json, Quiet, named
+from fusemix.arguments import Decode, Json, OwnEncoder, Quiet, named
 from fusemix.errors import DataError, EncoderError, StoreError, choices
 from fusemix.verbs.index import Where
 
@@ -72,9 +72,7 @@ def classify(
     confusion: Annotated[
         Path | None, typer.Option(help="Picture of which class is taken for which: a .png or .svg file.")
     ] = None,
-    encoder: Annotated[
-        list[str] | None, typer.Option(metavar="MODALITY=ENCODER", help="What encodes it, if it is your own code.")
-    ] = None,
+    encoder: OwnEncoder = None,
     decode: Decode = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fusemix.arguments import Decode, Json, Quiet, named
+from fusemix.arguments import Decode, Json, OwnEncoder, Quiet, named
 from fusemix.errors import DataError, choices
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def generate(
     modality: Annotated[
         str | None, typer.Option("--from", help="What the items are (default: what is not locked).")
     ] = None,
-    encoder: Annotated[
-        list[str] | None, typer.Option(metavar="MODALITY=ENCODER", help="What encodes it, if it is your own code.")
-    ] = None,
+    encoder: OwnEncoder = None,
     decode: Decode = None,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fusemix.arguments import Quiet, named
+from fusemix.arguments import OwnEncoder, Quiet, named
 from fusemix.errors import MissingExtraError
 from fusemix.verbs.index import IndexFolder
 
@@ -20,9 +20,7 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name by which others call this machine; repeat it for several.")
     ] = None,
-    encoder: Annotated[
-        list[str] | None, typer.Option(metavar="MODALITY=ENCODER", help="What encodes it, if it is your own code.")
-    ] = None,
+    encoder: OwnEncoder = None,
     quiet: Quiet = False,
 ) -> None:
     """Show an index as a page to search in, and as an HTTP API, until Ctrl-C.
