@@ -184,7 +184,8 @@ def test_errors_say_what_was_wrong_and_what_to_do(server):
     assert "did you mean 'split'?" in refused(server, 422, {"text": "a"}, where=["splt = test"])["message"]
     assert "the index holds no 'text'" in refused(server, 422, {"text": "a"}, among="text")["message"]
     assert "no file 'a.png'" in refused(server, 422, {"file": "a.png"})["message"]
-    assert "wrong format" in refused(server, 415, {"file": "a.png"}, files={"a.png": b"nothing"})["message"]
+    error = refused(server, 415, {"file": "a.png"}, files={"a.png": b"nothing"})
+    assert "wrong format" in error["message"] and "PNG" in error["hint"]
     error = refused(server, 415, {"file": "a.svg"}, files={"a.svg": b"<svg/>"})
     assert "a.svg" in error["message"] and ".png" in error["hint"]
     error = refused(server, 422, {"text": "a", "modality": "video"})

@@ -17,7 +17,7 @@ from fusemix.data.items import SUFFIXES
 from fusemix.data.media import ItemError
 from fusemix.errors import FusemixError, MissingExtraError, choices
 from fusemix.search.query import ItemId, Term
-from fusemix.server.limits import JSON_BYTES, LARGE_BYTES, MOST_BYTES, OF_REASON, PARTS, TEXT_BYTES, RequestError
+from fusemix.server.limits import JSON_BYTES, LARGE_BYTES, MOST_BYTES, OF_REASON, PARTS, TEXT_BYTES, Code, RequestError
 from fusemix.server.schema import SearchIn, TermIn
 from fusemix.server.served import Opened
 
@@ -102,12 +102,19 @@ def _file(term: TermIn, files: Mapping[str, UploadFile], opened: Opened) -> tupl
     return name, files[term.file]
 
 
+HINTS: dict[Code, str] = {
+    "too_large": "send a smaller or a shorter one",
+    "unsupported": "save it as PNG, JPEG, WAV or OGG",
+    "unprocessable": "does it open in a viewer or a player? send another one",
+}
+
+
 async def _decoded(name: str, content: bytes, form: str, decoders: Decoders) -> Any:
     try:
         return await asyncio.wrap_future(decoders.submit(form, content))
     except ItemError as error:
         code = OF_REASON.get(error.reason, "unprocessable")
-        raise RequestError(code, f"{name}: {error.reason}: {error}") from error
+        raise RequestError(code, f"{name}: {error.reason}: {error}", HINTS[code]) from error
     except MissingExtraError as error:
         raise RequestError("unsupported", f"{name}: {error}") from error
     except FusemixError as error:
