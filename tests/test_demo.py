@@ -15,8 +15,8 @@ def demo(tmp_path_factory):
     stages = {}
     done = run_demo(
         tmp_path_factory.mktemp("demo"),
-        limit=700,
-        epochs=60,
+        limit=500,
+        epochs=40,
         progress=lambda s, d, t, note="": stages.update({s: (d, t)}),
     )
     return done, stages

@@ -1,11 +1,14 @@
 """A memory that is really full: the address space is limited, and the fit goes on in pieces."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import warm
 
 SCRIPT = """
 import json, resource, sys
@@ -41,14 +44,14 @@ print(json.dumps({{"loss": fitted.history[-1]["loss"], "pieces": pieces}}))
 def run(tmp_path: Path, extra: int) -> subprocess.CompletedProcess:
     script = tmp_path / "full.py"
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    return subprocess.run([sys.executable, str(script), str(extra)], capture_output=True, text=True, timeout=150)
+    return warm.python([script, extra], tmp_path, dict(os.environ))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is of Linux")
 def test_a_fit_in_too_little_memory_goes_on_in_pieces_with_the_same_loss(tmp_path):
     whole = json.loads(run(tmp_path, 0).stdout)
     assert {piece for _, piece in whole["pieces"]} == {whole["pieces"][0][1]}
-    for extra in range(170, 20, -30):  # MiB; how much is just too little depends on the machine
+    for extra in range(140, 20, -30):  # MiB; how much is just too little depends on the machine
         tight = run(tmp_path, extra)
         assert tight.returncode == 0, tight.stderr[-2000:]
         got = json.loads(tight.stdout)
