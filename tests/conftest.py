@@ -16,8 +16,8 @@ from PIL import Image
 
 # The files that take longest, the longest first: at the end only short ones are left, and no core waits for another.
 LONG = (
-    "server", "page", "readme", "flickr8k", "generation", "zeroshot", "resume", "canaries", "fit_ranks", "engines", "studies",
-    "hostile", "recipes", "shards", "cli_fit", "cli", "cli_study", "demo", "emoji", "losses", "fit",
+    "server", "page", "readme", "flickr8k", "generation", "zeroshot", "resume", "canaries", "fit_ranks", "engines",
+    "studies", "hostile", "recipes", "shards", "cli_fit", "cli", "cli_study", "demo", "emoji", "losses", "fit",
     "encoders_huggingface", "landing", "memory", "decoding", "benchmarks_rehearsed", "metrics", "encoders_audio",
     "probe", "sabotage",
 )  # fmt: skip

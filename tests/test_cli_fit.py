@@ -73,7 +73,7 @@ def test_a_dry_run_foresees_and_writes_nothing(place):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(place, signum, code):
     out = f"stopped-{code}"
-    words = ["fit", "l", "-o", out, "--epochs", "400", "--dim", "8", "--seed", "3"]
+    words = ["fit", "l", "-o", out, "--epochs", "200", "--dim", "8", "--seed", "3"]
     process = subprocess.Popen(
         [sys.executable, "-m", "fusemix", *words], cwd=place, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
     )
@@ -96,8 +96,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(place, signum, code):
     fusemix(*words, cwd=place)
     assert not (place / out / "checkpoint").exists()
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == list(range(1, 401)) and stopped < 400
-    assert json.loads((place / out / "facts.json").read_text())["history"][-1]["epoch"] == 400
+    assert [line["epoch"] for line in lines] == list(range(1, 201)) and stopped < 200
+    assert json.loads((place / out / "facts.json").read_text())["history"][-1]["epoch"] == 200
 
 
 def test_a_kill_costs_only_what_came_after_the_last_checkpoint(place):
