@@ -193,6 +193,9 @@ def test_errors_say_what_was_wrong_and_what_to_do(server):
     assert "takes no text" in refused(server, 422, {"text": "a", "modality": "image"})["message"]
     assert get(server, "/v1/nothing").json()["error"]["code"] == "not_found"
     assert send(server, served.request("DELETE", "/v1/search")).status == 405
+    for raw in (served.request("GET", "/v1/items?where=" + "a" * 200_000), b"nonsense\r\n\r\n"):
+        reply = send(server, raw)
+        assert (reply.status, reply.json()["error"]["code"]) == (400, "bad_request")
 
 
 def test_a_modality_whose_encoder_is_code_of_ones_own_says_how_to_name_it(locked):

@@ -8,20 +8,30 @@ cannot be answered is told so before it is parsed, so that it takes next to noth
 import asyncio
 import json
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fusemix.server.limits import RETRY_SECONDS, SLOW_SECONDS, RequestError
+from fusemix.server.limits import HEADER_BYTES, RETRY_SECONDS, SLOW_SECONDS, STATUS, RequestError
 
 _LEAVING_SECONDS = 0.3  # that a connection is kept for what is on its way
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-_BUSY = RequestError("busy", "too many searches are waiting", f"try again in {RETRY_SECONDS} s")
-_BODY = json.dumps(_BUSY.body).encode()
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    b"retry-after: %d\r\ncontent-length: %d\r\n\r\n" % (RETRY_SECONDS, len(_BODY))
-) + _BODY
+
+
+def _written(refusal: RequestError) -> bytes:
+    """Return an answer as bytes, after which the connection ends."""
+    status, body = HTTPStatus(STATUS[refusal.code]), json.dumps(refusal.body).encode()
+    headers = {"connection": "close", "content-type": "application/json", "content-length": str(len(body))}
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}"]
+    lines += [f"{name}: {value}" for name, value in {**headers, **refusal.headers}.items()]
+    return "\r\n".join([*lines, "\r\n"]).encode() + body
+
+
+_FULL = _written(RequestError("busy", "too many searches are waiting", f"try again in {RETRY_SECONDS} s"))
+_MALFORMED = _written(
+    RequestError("bad_request", "this is no HTTP/1.1", f"mind that address and headers may have {HEADER_BYTES:,} bytes")
+)
 
 
 class PatientProtocol(H11Protocol):
@@ -53,7 +63,7 @@ class PatientProtocol(H11Protocol):
         if self._turned_away:
             return
         if self.cycle is None and data.startswith(b"POST ") and self._is_full():
-            self._turn_away()
+            self._turn_away(_FULL)
             return
         super().data_received(data)
         if self._whole():
@@ -89,10 +99,14 @@ class PatientProtocol(H11Protocol):
         if not self.transport.is_closing():
             super().shutdown()
 
-    def _turn_away(self) -> None:
-        """Answer a new connection and let it leave: to close on what it still sends would take the answer from it."""
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request."""
+        self._turn_away(_MALFORMED)
+
+    def _turn_away(self, answer: bytes) -> None:
+        """Answer a client and let it leave: to close on what it still sends would take the answer from it."""
         self._turned_away = True
-        self.transport.write(_FULL)
+        self.transport.write(answer)
         self.loop.call_later(_LEAVING_SECONDS, self.transport.close)
 
     def _whole(self) -> bool:
