@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import fusemix as fm
+import warm
 from fusemix.errors import StoreError
 from fusemix.search import approximate, previews
 from fusemix.search.query import ItemId
@@ -117,6 +119,21 @@ def test_what_json_does_not_know_is_null_or_text(place):
     found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert {hit["columns"]["number"] for hit in found} == {None, 1.5}
     assert {hit["columns"]["day"] for hit in found} == {"2024-05-01"}
+
+
+NO_EXTRA = """
+from fusemix.errors import MissingExtraError
+from fusemix.search import previews
+def with_previews(*given):
+    raise MissingExtraError("soxr", "audio", "a preview of sound")
+previews.with_previews = with_previews
+"""
+
+
+def test_an_extra_that_only_previews_need_is_not_needed_without_them(place):
+    done = warm.run(["index", "m", "l", "-o", "bare"], place, dict(os.environ), before=NO_EXTRA)
+    assert done.returncode == 2 and not (place / "bare" / "facts.json").exists()
+    assert 'pip install "fusemix[audio]"; or make the index without previews: --no-previews' in done.stderr
 
 
 def test_items_are_added_put_in_the_place_of_old_ones_and_removed(place):

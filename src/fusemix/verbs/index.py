@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusemix.arguments import Json, Out, Quiet
-from fusemix.errors import DataError, StoreError, choices
+from fusemix.errors import DataError, FusemixError, MissingExtraError, StoreError, choices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,8 +137,11 @@ def _finish(made: "Index", out: Path, previews: bool, as_json: bool, quiet: bool
     from fusemix.terminal import Bars, say
 
     if previews:
-        with Bars(quiet) as bars:
-            made = with_previews(made, bars)
+        try:
+            with Bars(quiet) as bars:
+                made = with_previews(made, bars)
+        except MissingExtraError as error:
+            raise FusemixError(f"{error}; or make the index without previews: --no-previews") from error
     if made.generation and read_facts(out)["generation"] != made.generation:  # what it added would be lost
         raise StoreError(f"another process changed {out} meanwhile; run the same command again")
     made = made.save(out)
