@@ -66,7 +66,7 @@ def schema(server: Server, cases: int) -> None:
             total, seed = total + int(made[1].replace(",", "")), seed + 1
             if run.returncode:
                 failures += 1
-                said = run.stdout[run.stdout.find("= FAILURES") :]
+                said = re.split(r"=+ (?=ERRORS|FAILURES)", run.stdout, maxsplit=1)[-1]
                 print("\n".join(f"# {line[:300]}" for line in said.splitlines()[:80]))
     result("cases of schemathesis", total, f">= {cases:,}", lambda x: x >= cases)
     result("runs of schemathesis with an answer 5xx or a violation", failures, "0", lambda x: x == 0)
