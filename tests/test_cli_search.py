@@ -107,7 +107,7 @@ def test_conditions_and_what_is_printed(place):
     assert len(lines) == 2 and lines[0].startswith("  1   1.000  ") and lines[0].endswith("042.png")
     assert lines[1].endswith("qq number 42")
     done = fusemix("search", "i", "042.png", *OWN, "--where", "price > 1000", cwd=place)
-    assert done.stdout == "nothing: no item fulfils the conditions\n"
+    assert done.stdout == "nothing: no item fulfils the conditions, or the index has none\n"
 
 
 def test_what_json_does_not_know_is_null_or_text(place):
@@ -119,6 +119,14 @@ def test_what_json_does_not_know_is_null_or_text(place):
     found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert {hit["columns"]["number"] for hit in found} == {None, 1.5}
     assert {hit["columns"]["day"] for hit in found} == {"2024-05-01"}
+
+
+def test_a_folder_of_other_files_is_not_written_into(place):
+    (place / "pictures").mkdir()
+    (place / "pictures" / "a.png").write_bytes(b"")
+    done = fusemix("index", "m", "l", "-o", "pictures", cwd=place, code=2)
+    assert "pictures holds other files (a.png, ...); give a new folder" in done.stderr
+    assert [path.name for path in (place / "pictures").iterdir()] == ["a.png"]
 
 
 NO_EXTRA = """

@@ -132,7 +132,9 @@ def rows(*conditions):
         ("csv = 100.0", [3]),
         ("csv =", [2]),
         ("csv != 20", [0, 2, 3]),
-        ("csv > 5x", [0]),
+        ("maker = 'Acme'", [0]),
+        ('kind ~ "hO"', [0, 3]),
+        ('maker = "Acme', []),
         ("mixed < 20", [0]),
         ("mixed > 20", [2]),
         ("iso >= 2024", [0, 1]),
@@ -180,6 +182,8 @@ def test_all_conditions_must_hold_and_none_holds_everywhere():
         ("maker", "'maker' is no condition; write it as COLUMN = VALUE"),
         ("", "'' is no condition"),
         ("= 3", "no column ''; found: price"),
+        ("csv < 20 and kind = shoe", "'csv' holds numbers, and '20 and kind = shoe' is none; give every condition by"),
+        ("maker ~ ''", "'maker ~' says no text to look for"),
     ],
 )
 def test_a_mistake_is_told(condition, message):
@@ -234,4 +238,10 @@ def test_texts_are_compared_as_numbers_where_there_are_some_and_as_texts_elsewhe
         expected = slow(numbers, how, number(value))
     else:
         expected = slow(cells, how, value)
-    assert mask(pa.table({"c": pa.array(cells, pa.string())}), [f"c {how} {value}"]).tolist() == expected
+    table, condition = pa.table({"c": pa.array(cells, pa.string())}), f"c {how} {value}"
+    filled = [number(cell) for cell in cells if cell and cell.strip()]
+    if ordered and number(value) is None and filled and None not in filled:
+        with pytest.raises(DataError, match="'c' holds numbers"):
+            mask(table, [condition])
+    else:
+        assert mask(table, [condition]).tolist() == expected

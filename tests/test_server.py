@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from threading import Thread
 from types import SimpleNamespace
@@ -200,6 +201,8 @@ def test_errors_say_what_was_wrong_and_what_to_do(server):
 
 def test_a_modality_whose_encoder_is_code_of_ones_own_says_how_to_name_it(locked):
     bearer = [("authorization", f"Bearer {torture_server.TOKEN}")]
+    bare = [("authorization", torture_server.TOKEN)]
+    assert send(locked, served.request("GET", "/v1/index", bare)).status == 401
     about = send(locked, served.request("GET", "/v1/index", bearer)).json()
     asked = {each["name"]: each for each in about["queries"]}
     assert not asked["sound"]["ready"] and "hear.py" in asked["sound"]["why"] and asked["image"]["ready"]
@@ -321,6 +324,10 @@ def test_other_addresses_need_a_token_that_nobody_guesses(folder, tmp_path):
         serve(folder / "index", token="short")
     with pytest.raises(StoreError, match="holds no index; make one with `fusemix index`"):
         serve(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(DataError, match=f"cannot listen on 127.0.0.1, port {port}: .*; --port 0 takes a free one"):
+            serve(folder / "index", port=port)
 
 
 def test_one_bad_query_of_a_batch_fails_alone(model, latents):

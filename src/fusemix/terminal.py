@@ -208,7 +208,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 def show_hits(hits: "Sequence[Hit]") -> None:
     """Print hits, best first."""
     if not hits:
-        say("nothing: no item fulfils the conditions")
+        say("nothing: no item fulfils the conditions, or the index has none")
     for place, hit in enumerate(hits, 1):
         say(f"{place:>3}  {hit.score:6.3f}  {hit.text if hit.text is not None else _place(hit)}")
 

@@ -16,6 +16,7 @@ _COMPARED = {
 }  # fmt: skip
 _HOW = r"<=|>=|!=|<>|==|[=<>~]"
 _REST = re.compile(rf"\s*(?P<how>{_HOW})\s*(?P<value>.*)", re.DOTALL)  # of a condition, after its column
+_QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
 _NUMBER = r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
 
@@ -25,9 +26,10 @@ def mask(table: pa.Table, where: Sequence[str]) -> NDArray[np.bool_]:
     Args:
         table: N rows.
         where: conditions "COLUMN HOW VALUE"; HOW is one of = != < <= > >= and ~, which is true of a text that contains
-            the value, in upper or lower case. A row without a value fulfils none but !=. A column of texts, as a CSV
-            file has no others, is put in order as numbers where the value and one cell at least are some; a cell that
-            is none, as one that is empty, then counts as one without a value.
+            the value, in upper or lower case; quotes around the value are left out. A row without a value fulfils none
+            but !=. A column of texts, as a CSV file has no others, is put in order as numbers where the value and one
+            cell at least are some; a cell that is none, as one that is empty, then counts as one without a value. Where
+            all cells are numbers the value must be one.
 
     Returns:
         (N,) bool.
@@ -59,13 +61,19 @@ def _compare(column: pa.ChunkedArray, name: str, how: str, value: str) -> NDArra
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
     compared = _COMPARED.get(how)
+    value = _QUOTED.sub(r"\2", value.strip())
+    if compared is None and not value:
+        raise DataError(f"'{name} ~' says no text to look for; write it as COLUMN ~ TEXT")
+    ordered = how[0] in "<>" and compared != "not_equal"
+    if ordered and not re.fullmatch(_NUMBER, value) and _all_numbers(column):
+        raise DataError(f"column {name!r} holds numbers, and {value!r} is none; give every condition by itself")
     if pa.types.is_null(kind) or not len(column):
         return np.full(len(column), compared == "not_equal")
     try:
         if compared is None:
             held = pc.match_substring(pc.cast(column, pa.large_string()), value, ignore_case=True)
         else:
-            held = getattr(pc, compared)(*_comparable(column, value, how[0] in "<>" and compared != "not_equal"))
+            held = getattr(pc, compared)(*_comparable(column, value, ordered))
     except (ValueError, pa.ArrowException) as error:
         raise DataError(f"column {name!r} holds {kind}, and {value!r} is no such value") from error
     return np.asarray(held.fill_null(compared == "not_equal"), dtype=bool)
@@ -96,6 +104,15 @@ def _whole(value: str, kind: pa.DataType) -> pa.Scalar | None:
         return pa.scalar(int(re.sub(r"\.0*$", "", value)), kind)
     except (ValueError, OverflowError, pa.ArrowException):
         return None
+
+
+def _all_numbers(column: pa.ChunkedArray) -> bool:
+    """Tell whether these are texts, and every one that is not empty is a number."""
+    numbers = _numbers(column)
+    if numbers is None:
+        return False
+    filled = pc.not_equal(pc.utf8_trim_whitespace(pc.cast(column, pa.large_string())), "")
+    return bool(pc.sum(filled).as_py() == len(numbers) - numbers.null_count)
 
 
 def _numbers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -94,6 +94,9 @@ def claim(folder: Path) -> None:
     durable.claim(folder, FORMAT, "index")
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"{folder} cannot be the output folder: it is a file")
+    names = [path.name for path in folder.glob("[!.]*")]
+    if names and "facts.json" not in names and not all(name.startswith("generation-") for name in names):
+        raise StoreError(f"{folder} holds other files ({', '.join(sorted(names)[:3])}, ...); give a new folder")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

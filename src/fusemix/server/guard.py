@@ -89,11 +89,12 @@ class Guard:
         if site == "cross-site" and scope["path"].startswith("/v1/"):
             raise RequestError("forbidden", "requests from pages of other sites are not answered")
         if self.token is not None and scope["path"] not in self.open_paths:
-            given = (headers.one("authorization") or "").removeprefix("Bearer ")
-            if not compare_digest(given.encode("latin-1"), self.token.encode()):
+            given = headers.one("authorization") or ""
+            if not compare_digest(given.encode("latin-1"), f"Bearer {self.token}".encode()):
                 raise RequestError(
-                    "unauthorized", "this server asks for a token", "the server printed it when it started"
-                )
+                    "unauthorized", "this server asks for a token",
+                    "send the header `Authorization: Bearer TOKEN`, with what --token or FUSEMIX_TOKEN said",
+                )  # fmt: skip
         if headers.size > HEADER_BYTES:
             raise RequestError("bad_request", f"the headers have more than {HEADER_BYTES:,} bytes")
         length = headers.one("content-length")

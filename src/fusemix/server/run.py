@@ -50,12 +50,13 @@ def serve(
         ready: called with the address when the index is loaded.
 
     Raises:
-        DataError: another address without a token, or a token that could be guessed.
+        DataError: another address without a token, a token that could be guessed, or an address that is taken or none.
         StoreError: no index there, or a damaged one.
     """
     read_facts(folder)  # a folder that is none is told before anything listens
     # One core is for the connections: threads that compute together wait for the one whose core is taken.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    _try_address(host, port)
     served = Served(folder, encoders or {})
     server = make_server(served, host, port, token, allowed)
     failed: list[FusemixError] = []
@@ -87,6 +88,16 @@ def make_server(
             timeout_graceful_shutdown=DRAIN_SECONDS, backlog=BACKLOG,
         )
     )  # fmt: skip
+
+
+def _try_address(host: str, port: int) -> None:
+    """Refuse an address that nothing can listen on before anything is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"cannot listen on {host}, port {port}: {reason}; --port 0 takes a free one") from error
 
 
 class _Server(uvicorn.Server):
