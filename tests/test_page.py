@@ -271,6 +271,9 @@ def test_filters_narrow_the_search(page):
     assert page.url.endswith("#text=blue&where=title+~+RED&where=maker+%3D+m3&where=price+%3C%3D+25&among=image")
     page.locator("#clear-filters").click()
     assert len(hits(page)) == 24 and page.url.endswith("#text=blue")
+    page.evaluate("""location.hash = "#text=blue&where=maker+%3D+'m3'" """)  # on the page quotes are of the value
+    expect(page.locator("#filter-count")).to_have_text("(1)")
+    expect(page.locator(".card")).to_have_count(0)
 
 
 def test_more_is_shown_below_what_was_there(page):

@@ -160,6 +160,12 @@ def test_a_name_with_spaces_around_it_need_not_have_them_in_a_condition():
     assert mask(table, ["other < 2"]).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("cell", ["it's Bob's", "'", '"', "'a' or 'b'", '"a', "a'", "a 'b'"])
+def test_quotes_that_are_not_around_the_value_are_of_it(cell):
+    table = pa.table({"maker": [cell, "other"]})
+    assert mask(table, [f"maker = {cell}"]).tolist() == [True, False]
+
+
 def test_all_conditions_must_hold_and_none_holds_everywhere():
     assert rows("price > 3", "maker ~ b") == [3]
     assert rows() == [0, 1, 2, 3]

@@ -16,7 +16,7 @@ _COMPARED = {
 }  # fmt: skip
 _HOW = r"<=|>=|!=|<>|==|[=<>~]"
 _REST = re.compile(rf"\s*(?P<how>{_HOW})\s*(?P<value>.*)", re.DOTALL)  # of a condition, after its column
-_QUOTED = re.compile(r"""(['"])(.*)\1""", re.DOTALL)
+_QUOTED = re.compile(r"""(['"])(?P<inner>((?!\1).)*)\1""", re.DOTALL)
 _NUMBER = r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
 
@@ -61,7 +61,8 @@ def _compare(column: pa.ChunkedArray, name: str, how: str, value: str) -> NDArra
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
     compared = _COMPARED.get(how)
-    value = _QUOTED.sub(r"\2", value.strip())
+    quoted = _QUOTED.fullmatch(value)
+    value = quoted["inner"] if quoted else value
     if compared is None and not value:
         raise DataError(f"'{name} ~' says no text to look for; write it as COLUMN ~ TEXT")
     ordered = how[0] in "<>" and compared != "not_equal"

@@ -217,12 +217,13 @@ def compiling_pays(flops: float, device: torch.device) -> bool:
     return device.type == "cuda" and flops >= COMPILE_FLOPS and runs_triton(device)
 
 
-FULL = ("can't allocate memory", "could not create a primitive")  # torch's allocator on the CPU; oneDNN's scratch space
+# What torch's allocator says on a CPU, and what oneDNN says that has no room to multiply.
+FULL_MEMORY = ("can't allocate memory", "could not create a primitive")
 
 
 def _out_of_memory(error: Exception) -> bool:
     """Tell a full memory, of a GPU or of this machine, from any other failure."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in FULL_MEMORY)
 
 
 def _optimizer(adapters: Adapters, config: FitConfig) -> torch.optim.Optimizer:

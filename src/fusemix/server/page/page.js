@@ -155,6 +155,8 @@ const player = (more) => make("audio", { controls: true, controlsList: "nodownlo
 // ---- the address holds the search: #text=red+shoe&-1*item@image=shoes/7.png&where=price+%3C+20&among=image&k=48
 
 const phrase = ({ column, op, value }) => `${column} ${op} ${value}`;
+const literal = (value) => // quotes around a value are left out by the server: here they are of it
+  /^(["'])(?:(?!\1)[^])*\1$/.test(value) ? (value[0] === "'" ? `"${value}"` : `'${value}'`) : value;
 const SIGNS = { "<=": "≤", ">=": "≥", "!=": "≠", "~": "contains" };
 const told = ({ column, op, value }) => `${column} ${SIGNS[op] ?? op} ${value}`;
 const escaped = (text) => encodeURIComponent(text).replace(/%20/g, "+").replace(/%(2F|3A|40|2C)/g, decodeURIComponent);
@@ -262,7 +264,7 @@ async function run(how) {
 }
 
 function request({ terms, where, among, k }, signal) {
-  const conditions = where.map(phrase);
+  const conditions = where.map((one) => phrase({ ...one, value: literal(one.value) }));
   if (!terms.length) {
     if (among) conditions.push(`modality = ${among}`);
     return json(`/v1/items?${new URLSearchParams([["k", k], ...conditions.map((one) => ["where", one])])}`, { signal });
