@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import goals
-from fusemix.align.closed_form import fit_closed_forms
+from fusemix.align.folds import Folds, fit_closed_forms
 from fusemix.align.quality import agreement
 
 TRAINING_IMAGES = 6000
@@ -53,7 +53,7 @@ def judge(
         began = time.process_time()
         crossed = agreement(x, y, (shown, captions), shown, seed)
         spent = time.process_time() - began
-        form = fit_closed_forms(x, y, (shown, captions), shown, seed)["cca"]
+        form = fit_closed_forms(Folds.of(x, y, (shown, captions), shown, seed))["cca"]
         own = (form.embed_x(x)[shown] * form.embed_y(y)[captions]).sum(dim=1).double().numpy()
         order, bad = np.argsort(crossed), int(wrong.sum())
         first = {n: float(wrong[order[:n]].mean()) for n in (bad // 15, bad // 2, bad)}

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 import fusemix as fm
-from fusemix.search.index import Found, Index
+from fusemix.search.hit import Found
+from fusemix.search.index import Index
 from fusemix.search.previews import encoded
 from fusemix.search.space import Space
 from goals import leave, result

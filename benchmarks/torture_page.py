@@ -27,7 +27,8 @@ except ModuleNotFoundError:
     Error, sync_playwright = Exception, None
 
 import fusemix as fm
-from fusemix.search.index import Found, Index
+from fusemix.search.hit import Found
+from fusemix.search.index import Index
 from fusemix.search.previews import encoded
 from fusemix.search.space import Space
 from goals import leave, result

@@ -80,4 +80,4 @@ def model(latents):
     import fusemix as fm
 
     train, val, _ = latents.split()
-    return fm.FuseMix(dim=32, epochs=20).fit(train, val=val)
+    return fm.FuseMix(dim=32, epochs=20, recipe="scaled").fit(train, val=val)

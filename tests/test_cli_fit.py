@@ -59,7 +59,7 @@ def test_stopping_early_is_said(place):
         "fit", "l", "-o", "early", "--epochs", "200", "--dim", "8", "--patience", "2", "-q", cwd=place
     ).stdout
     assert "epochs early: 2 validations brought no gain" in shown and "steps of" in shown
-    assert "with a mean R@1, 5, 10 both ways of" in shown
+    assert "mean R@1, 5, 10 both ways of" in shown and shown.count("chose ") == 1 and shown.count("  not ") == 4
 
 
 def test_a_dry_run_foresees_and_writes_nothing(place):
@@ -73,7 +73,7 @@ def test_a_dry_run_foresees_and_writes_nothing(place):
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_same_command_goes_on(place, signum, code):
     out = f"stopped-{code}"
-    words = ["fit", "l", "-o", out, "--epochs", "200", "--dim", "8", "--seed", "3"]
+    words = ["fit", "l", "-o", out, "--epochs", "200", "--dim", "8", "--recipe", "scaled", "--seed", "3"]
     process = subprocess.Popen(
         [sys.executable, "-m", "fusemix", *words], cwd=place, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c
     )

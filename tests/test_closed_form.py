@@ -6,18 +6,10 @@ import torch
 from scipy.linalg import eigh
 from sklearn.linear_model import Ridge
 
-from fusemix.align.closed_form import (
-    CLOSED_FORMS,
-    SHRINKAGES,
-    ClosedForm,
-    cca,
-    cross_fit,
-    fit_closed_forms,
-    moments,
-    principal,
-    ridge,
-)
+from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, cca, principal, ridge
+from fusemix.align.folds import SHRINKAGES, Folds, cross_fit, fit_closed_forms
 from fusemix.align.metrics import mean_recall
+from fusemix.align.moments import moments
 
 
 def shared(pairs, dim_x=12, dim_y=9, factors=5, noise=0.3, seed=0):
@@ -68,7 +60,7 @@ def test_cca_equals_the_generalised_eigenproblem():
 @pytest.mark.parametrize("name", list(CLOSED_FORMS))
 def test_with_fewer_pairs_than_dimensions_shrinkage_saves_it(name):
     x, y = shared(400, dim_x=200, dim_y=150, factors=20)
-    form = fit_closed_forms(x[:100], y[:100], straight(100), np.arange(100), seed=0)[name]
+    form = fit_closed_forms(Folds.of(x[:100], y[:100], straight(100), np.arange(100), 0))[name]
     held = mean_recall(form.embed_x(x[100:]), form.embed_y(y[100:]), straight(300))
     assert held > 50
     collapsed = cca(moments(x[:100], y[:100], straight(100)), 1e-9)
@@ -79,27 +71,27 @@ def test_with_fewer_pairs_than_dimensions_shrinkage_saves_it(name):
 def test_the_shrinkage_is_the_best_on_the_held_out_groups():
     x, y = shared(120, dim_x=60, dim_y=50, factors=10)
     groups = np.arange(120) // 2
-    form = fit_closed_forms(x, y, straight(120), groups, seed=3)["cca"]
-    distinct = np.random.default_rng(3).permutation(60)[:12]
-    held = np.isin(groups, distinct)
-    rows = np.flatnonzero(~held), np.flatnonzero(held)
-    part = moments(x, y, (rows[0], rows[0]))
-    scores = []
-    for s in SHRINKAGES:
-        trial = cca(part, s)
-        scores.append(mean_recall(trial.embed_x(x[rows[1]]), trial.embed_y(y[rows[1]]), straight(len(rows[1]))))
+    form = fit_closed_forms(Folds.of(x, y, straight(120), groups, 3))["cca"]
+    fold = (np.random.default_rng(3).permutation(60) % 5)[groups]
+    scores = np.zeros(len(SHRINKAGES))
+    for number in range(5):
+        rest, held = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        part = moments(x, y, (rest, rest))
+        for place, s in enumerate(SHRINKAGES):
+            trial = cca(part, s)
+            scores[place] += mean_recall(trial.embed_x(x[held]), trial.embed_y(y[held]), straight(len(held)))
     assert form.shrinkage == SHRINKAGES[int(np.argmax(scores))]
 
 
 def test_two_pairs_are_enough_not_to_fail():
     x, y = shared(2)
-    for form in fit_closed_forms(x, y, straight(2), np.arange(2), seed=0).values():
+    for form in fit_closed_forms(Folds.of(x, y, straight(2), np.arange(2), 0)).values():
         assert form.embed_x(x).isfinite().all()
 
 
 def test_embeddings_have_unit_norm_and_tensors_round_trip():
     x, y = shared(40)
-    form = fit_closed_forms(x, y, straight(40), np.arange(40), seed=0)["ridge"]
+    form = fit_closed_forms(Folds.of(x, y, straight(40), np.arange(40), 0))["ridge"]
     torch.testing.assert_close(form.embed_x(x).norm(dim=1), torch.ones(40))
     again = ClosedForm.from_tensors(form.to_tensors())
     assert again.shrinkage == pytest.approx(form.shrinkage) and torch.equal(again.map_x, form.map_x)
@@ -148,8 +140,8 @@ def test_moments_ask_for_a_block_at_a_time_and_for_shared_items_once():
 
 def test_held_out_pairs_are_added_and_not_summed_again():
     x, y = (Counted(side) for side in shared(6000))
-    forms = fit_closed_forms(x, y, straight(6000), np.arange(6000), seed=1)
-    assert x.asked == 6000 + 2048 + 1000  # all once, some for their mean, the held-out ones to be tried
+    forms = fit_closed_forms(Folds.of(x, y, straight(6000), np.arange(6000), 1))
+    assert x.asked == 6000 + 2048 + 1200 + 2048  # all once, some for their mean, one fold and a bank to try it with
     whole = moments(x.latents, y.latents, straight(6000))
     expected = ridge(whole, forms["ridge"].shrinkage)
     torch.testing.assert_close(forms["ridge"].map_x, expected.map_x, rtol=1e-5, atol=1e-6)
@@ -158,7 +150,7 @@ def test_held_out_pairs_are_added_and_not_summed_again():
 def test_cross_fitting_judges_every_pair_once_by_a_form_that_has_not_seen_its_group():
     x, y = shared(90)
     groups = np.arange(90) // 3
-    found = cross_fit(x, y, straight(90), groups, seed=1)
+    found = cross_fit(Folds.of(x, y, straight(90), groups, 1))
     assert sorted(np.concatenate([held for held, _ in found]).tolist()) == list(range(90))
     for held, form in found:
         rest = np.setdiff1d(np.arange(90), held)

@@ -31,7 +31,17 @@ def test_unseen_symbols_are_found_far_above_chance(demo):
 
 
 def test_every_stage_reports_progress_to_its_end(demo):
-    stages = {"draw symbols", "extract image", "extract text", "check latents", "fit", "fit baselines", "previews"}
+    stages = {
+        "draw symbols",
+        "extract image",
+        "extract text",
+        "check latents",
+        "fit",
+        "fit cca",
+        "choose",
+        "fit baselines",
+        "previews",
+    }
     assert set(demo[1]) == stages
     assert all(done == total for done, total in demo[1].values())
 

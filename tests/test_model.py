@@ -21,7 +21,7 @@ def arrays(count=200, seed=0):
 
 def test_arrays_work_as_in_scikit_learn():
     x, y = arrays()
-    zx, zy = fm.FuseMix(dim=16, epochs=150).fit_transform(x, y)
+    zx, zy = fm.FuseMix(dim=16, epochs=150, recipe="scaled").fit_transform(x, y)
     assert zx.shape == zy.shape == (200, 16) and zx.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(zx, axis=1), 1, rtol=1e-5)
     assert ((zx @ zy.T).argmax(axis=1) == np.arange(200)).mean() > 0.5
@@ -32,7 +32,7 @@ def test_clone_and_params():
     copy = clone(model)
     assert copy is not model and copy.get_params() == model.get_params()
     assert model.set_params(alpha=1.0).alpha == 1.0
-    assert repr(model) == "FuseMix(dim=16, alpha=1.0, recipe='scaled', seed=4)"
+    assert repr(model) == "FuseMix(dim=16, alpha=1.0, recipe='auto', seed=4)"
     with pytest.raises(DataError, match="no parameter 'alhpa'.*did you mean 'alpha'"):
         model.set_params(alhpa=1)
 
@@ -56,7 +56,7 @@ def test_a_saved_model_gives_the_same_embeddings_and_the_same_evaluation(model, 
     assert "licences of the encoders" in (tmp_path / "m" / "README.md").read_text()
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
         "README.md", "adapters.safetensors", "baselines.safetensors", "canaries.safetensors", "facts.json",
-        "seen.safetensors",
+        "hubs.safetensors", "seen.safetensors",
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.align.closed_form import cross_fit
+from fusemix.align.folds import Folds, cross_fit
 from fusemix.align.metrics import mean_recall
 from fusemix.align.quality import agreement, agreement_beside_strangers, held_out_recall
 
@@ -45,7 +45,7 @@ def test_held_out_recall_is_the_recall_of_every_fold_and_its_chance_that_of_a_ra
     x, y = (torch.from_numpy(z @ rng.normal(size=(6, d)) + rng.normal(size=(200, d))) for d in (20, 16))
     pairs, groups = (np.arange(200), np.arange(200)), np.arange(200) // 2
     values, chance, owners = held_out_recall(x, y, pairs, groups)
-    folds = cross_fit(x, y, pairs, groups, 0)
+    folds = cross_fit(Folds.of(x, y, pairs, groups, 0))
     wanted = [
         mean_recall(form.embed_x(x[rows]), form.embed_y(y[rows]), (np.arange(len(rows)),) * 2) for rows, form in folds
     ]

@@ -86,7 +86,7 @@ def test_a_sound_file_asks_a_model_of_sounds(tmp_path):
     pairs = fm.read_pairs(tmp_path / "t.csv", sound="sound", text="text")
     latents = fm.extract(pairs, out=tmp_path / "l", sound=hear, text=read)
     assert latents["sound"].numpy()[0, 2] == 1  # resampled to 16 kHz
-    model = fm.FuseMix(dim=8, epochs=2).fit(latents.only("train"))
+    model = fm.FuseMix(dim=8, epochs=2, recipe="scaled").fit(latents.only("train"))
     model.use_encoder("sound", hear)
     expected = model.embed_latents("sound", latents["sound"].latents[:1])
     found = model.embed([tmp_path / "0.wav"])

@@ -20,9 +20,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 BRIEF = """
 from dataclasses import replace
-from fusemix import model
-whole = model.scaled
-model.scaled = lambda *words: replace(whole(*words), epochs=20)
+from fusemix import parameters
+whole = parameters.scaled
+parameters.scaled = lambda *words: replace(whole(*words), epochs=20)
 """
 """The default settings, but a tenth of the epochs."""
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fusemix.report import Example, split_examples, write_report
-from fusemix.search.index import Hit
+from fusemix.search.hit import Hit
 
 
 def test_captions_and_file_names_are_text_and_never_markup(model, latents, tmp_path):

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fusemix.errors import MissingExtraError
 from fusemix.search import previews
-from fusemix.search.index import Found, Index
+from fusemix.search.hit import Found
+from fusemix.search.index import Index
 from fusemix.search.previews import encoded, media_type, with_previews
 from fusemix.sound import Sound
 

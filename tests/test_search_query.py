@@ -188,11 +188,11 @@ def vectors(count, width=5):
 def test_terms_are_added_with_their_weights_and_the_sum_has_unit_norm():
     parts, weights = vectors(3), [1.0, -0.5, 2.0]
     slow = sum(weight * part.astype(np.float64) for weight, part in zip(weights, parts, strict=True))
-    found = combine(weights, list(parts))
+    found = combine(weights, list(parts), len(parts[0]))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, slow / np.linalg.norm(slow), rtol=1e-6)
-    np.testing.assert_allclose(combine([1e-9], [parts[0]]), parts[0], rtol=1e-6)
-    np.testing.assert_allclose(combine([-1e9], [parts[0]]), -parts[0], rtol=1e-6)
+    np.testing.assert_allclose(combine([1e-9], [parts[0]], len(parts[0])), parts[0], rtol=1e-6)
+    np.testing.assert_allclose(combine([-1e9], [parts[0]], len(parts[0])), -parts[0], rtol=1e-6)
 
 
 def test_terms_that_cancel_are_told_whatever_their_weights():
@@ -205,10 +205,10 @@ def test_terms_that_cancel_are_told_whatever_their_weights():
         ([1e-9, -1e-9], [one, one]),
     ):
         with pytest.raises(DataError, match="the terms of the query cancel each other, so nothing is left"):
-            combine(weights, parts)
+            combine(weights, parts, 2)
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(DataError, match=f"a term of the query has the weight {wrong}"):
-            combine([1.0, wrong], [one, one])
+            combine([1.0, wrong], [one, one], 2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "uint8"])

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from fusemix.matches import Probe
     from fusemix.model import FuseMix
     from fusemix.probing import probe
-    from fusemix.search.index import Hit, Index
+    from fusemix.search.hit import Hit
+    from fusemix.search.index import Index
     from fusemix.search.opening import open_index
     from fusemix.sound import Sound
     from fusemix.studies import study
@@ -33,7 +34,7 @@ _HOME = {
     "Evaluation": "fusemix.evaluate",
     "FuseMix": "fusemix.model",
     "Generator": "fusemix.generation",
-    "Hit": "fusemix.search.index",
+    "Hit": "fusemix.search.hit",
     "Index": "fusemix.search.index",
     "Inspection": "fusemix.inspection",
     "ItemError": "fusemix.data.media",

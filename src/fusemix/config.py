@@ -10,6 +10,7 @@ from fusemix.errors import DataError, choices
 PRECISIONS = ("auto", "float32", "bfloat16")
 MIXINGS = ("shared", "separate", "sample", "spherical")
 LOCKS = ("none", "x", "y")
+ADAPTERS = ("auto", "mlp", "cca", "ridge", "procrustes", "both")
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class FitConfig:
     """Everything that decides a fit, apart from the latents and the device.
 
     Attributes:
-        dim: S, width of the shared space.
+        adapter: "mlp" is the trained network; "cca", "ridge" and "procrustes" are closed forms; "both" adds up the
+            scores of the network and of CCA; "auto" tries all that and keeps what validation likes best (see `fuse`).
+        dim: S, width of the shared space that a network lands in.
         depth: residual blocks per adapter; 0 leaves a LayerNorm and one linear map.
         expansion: inner width of a block, as a multiple of the latent dim D.
         dropout: probability inside a block, in [0, 1).
@@ -49,6 +52,7 @@ class FitConfig:
         seed: of weights, batches, lam and dropout.
     """
 
+    adapter: Literal["auto", "mlp", "cca", "ridge", "procrustes", "both"]
     dim: int
     depth: int
     expansion: int
@@ -85,7 +89,7 @@ class FitConfig:
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise DataError(f"{name} is a probability in [0, 1), got {getattr(self, name)}")
-        for name, known in (("mixing", MIXINGS), ("lock", LOCKS), ("precision", PRECISIONS)):
+        for name, known in (("adapter", ADAPTERS), ("mixing", MIXINGS), ("lock", LOCKS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise DataError(f"no {name} {getattr(self, name)!r} for a fit; {choices(getattr(self, name), known)}")
         if not self.lr > 0:
@@ -125,10 +129,10 @@ def paper(seed: int) -> FitConfig:
     millions of pairs: on a few thousand its 500 epochs and batch are far from the best, see `scaled`.
     """
     return FitConfig(
-        dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared", noise=0.0,
-        quantize=0, lock="none", regression=1.0, prior=4096, batch_size=20_480, epochs=500, lr=1e-3, warmup_steps=100,
-        schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0, precision="auto",
-        seed=seed,
+        adapter="mlp", dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared",
+        noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096, batch_size=20_480, epochs=500, lr=1e-3,
+        warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0,
+        precision="auto", seed=seed,
     )  # fmt: skip
 
 
@@ -158,7 +162,7 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
     steps = 1000 * max(1.0, pairs / 30_000) ** 0.5
     epochs = min(max(round(steps * loaded / max(pairs, 1)), 10), 200)
     return FitConfig(
-        dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
+        adapter="mlp", dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
         input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096,
         batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1,
         temperature=0.07, standardize=True, patience=0, precision="auto", seed=seed,

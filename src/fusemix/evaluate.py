@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fusemix.align.hubness import Hubs, as_query, with_bias
 from fusemix.align.landing import Closeness, closeness
 from fusemix.align.metrics import (
     CUTOFFS,
@@ -60,10 +61,11 @@ class Evaluation:
     Attributes:
         split: the split that was measured.
         rows: number of pairs in it.
-        retrieval: scores of the model, by direction such as "text->image".
+        retrieval: scores of a search by the model, by direction such as "text->image".
         baselines: the same for "chance", "ridge" and "cca".
         notes: what a reader must know before believing the numbers.
         closeness: of what lands in a locked space; None where none is locked.
+        uncorrected: scores of the same search without the correction of hubs; None where it has none.
     """
 
     split: str
@@ -72,23 +74,30 @@ class Evaluation:
     baselines: dict[str, dict[str, Scores]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     closeness: Closeness | None = None
+    uncorrected: dict[str, Scores] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
+        plain = None if self.uncorrected is None else _plain(self.uncorrected)
         return {
             "split": self.split,
             "rows": self.rows,
-            "retrieval": {way: scores.to_dict() for way, scores in self.retrieval.items()},
-            "baselines": {
-                name: {way: scores.to_dict() for way, scores in ways.items()} for name, ways in self.baselines.items()
-            },
+            "retrieval": _plain(self.retrieval),
+            **({} if plain is None else {"uncorrected": plain}),
+            "baselines": {name: _plain(ways) for name, ways in self.baselines.items()},
             "notes": self.notes,
             **({} if self.closeness is None else {"closeness": asdict(self.closeness)}),
         }
 
+    @property
+    def methods(self) -> dict[str, dict[str, Scores]]:
+        """All that was measured, by name, the model last."""
+        uncorrected = {} if self.uncorrected is None else {"fusemix, hubs uncorrected": self.uncorrected}
+        return {**self.baselines, **uncorrected, "fusemix": self.retrieval}
+
     def table(self) -> list[list[str]]:
         """Return the rows of a table: direction, method, R@1 with its interval, R@5, R@10, median rank, mAP."""
-        methods = {**self.baselines, "fusemix": self.retrieval}
+        methods = self.methods
         rows = [["", "method", "R@1", "95 %", "R@5", "R@10", "median rank", "mAP"]]
         for way in self.retrieval:
             for name, ways in methods.items():
@@ -117,7 +126,11 @@ class Evaluation:
         return f"split {self.split!r}, {self.rows:,} pairs; {sizes}"
 
 
-def score(embed: Embed, latents: Latents, seed: int = 0) -> dict[str, Scores]:
+def _plain(ways: dict[str, Scores]) -> dict[str, Any]:
+    return {way: scores.to_dict() for way, scores in ways.items()}
+
+
+def score(embed: Embed, latents: Latents, seed: int = 0, hubs: Hubs | None = None) -> dict[str, Scores]:
     """Measure retrieval both ways.
 
     Distinct items are queries and gallery. An item is relevant to a query when some row of the table pairs them.
@@ -126,6 +139,7 @@ def score(embed: Embed, latents: Latents, seed: int = 0) -> dict[str, Scores]:
         embed: the model or a baseline.
         latents: the pairs to measure on; two modalities x and y.
         seed: of the bootstrap.
+        hubs: what corrects hubs in the gallery.
 
     Returns:
         Scores of "y->x" and "x->y", in the user's words.
@@ -133,9 +147,13 @@ def score(embed: Embed, latents: Latents, seed: int = 0) -> dict[str, Scores]:
     x, y = latents.modalities
     rows = {name: np.unique(latents.rows[name], return_inverse=True)[1] for name in (x, y)}
     embedded = {name: embed(name, latents[name].rows) for name in (x, y)}
+    galleries, queries = embedded, embedded
+    if hubs is not None:
+        galleries = {name: with_bias(each, hubs.bias(name, each)) for name, each in embedded.items()}
+        queries = {name: as_query(each) for name, each in embedded.items()}
     return {
         f"{query}->{gallery}": _score_one_way(
-            embedded[query], embedded[gallery], rows[query], rows[gallery], latents.groups, seed
+            queries[query], galleries[gallery], rows[query], rows[gallery], latents.groups, seed
         )
         for query, gallery in ((y, x), (x, y))
     }

@@ -9,12 +9,11 @@ from signal import SIGTERM
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fusemix import durable
 from fusemix.align.adapters import AnyAdapter, Landing
-from fusemix.align.closed_form import ClosedForm, fit_closed_forms
+from fusemix.align.hubness import spaced
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, DivergedError, choices
@@ -88,7 +87,7 @@ def fit_adapters(
     """
     health = check_pairs(train)
     notes = [note for found in health.values() for note in found.notes()]
-    if widest(train) > WIDEST:
+    if too_wide(train):
         notes.append(f"no ridge and CCA to compare with: latents of {widest(train):,} numbers are too wide for them")
     if val is not None:
         health |= {f"val {name}": found for name, found in check_validation(train, val).items()}
@@ -114,18 +113,13 @@ def _settle(landing: Landing, train: Latents, config: FitConfig, temperature: fl
     """Give what lands in a locked space the mean and spread of it, and real latents to be drawn towards."""
     free, locked = train.modalities if config.lock == "y" else train.modalities[::-1]
     rows, cpu = train[free].rows, torch.device("cpu")
-    items = rows.take(_spaced(len(rows), min(SETTLED, SETTLED_NUMBERS // config.dim)))
+    items = rows.take(spaced(len(rows), min(SETTLED, SETTLED_NUMBERS // config.dim)))
     landing.settle(in_blocks(landing.land, items, cpu))
     known = min(config.prior, KNOWN_NUMBERS // config.dim)
     if known:
-        some = train.rows[locked][_spaced(len(train), known)]
+        some = train.rows[locked][spaced(len(train), known)]
         landing.remember(train.items[locked].rows.take(some), torch.tensor(temperature))
         landing.settle_conditions(in_blocks(landing.condition, items, cpu))
-
-
-def _spaced(count: int, most: int) -> NDArray[np.int64]:
-    """Return evenly spaced places among so many, at most so many of them."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progress, track: Track | None) -> None:
@@ -208,22 +202,17 @@ def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | N
         return config
     if modality not in train.modalities:
         raise DataError(f"lock={modality!r}: no such modality; {choices(modality, train.modalities)}")
+    if config.adapter not in ("auto", "mlp"):
+        raise DataError(f"lock={modality!r} takes a network that learns to land there, not adapter={config.adapter!r}")
     width = train.items[modality].rows.shape[1]
     if dim not in (None, width):
         raise DataError(f"lock={modality!r} makes the shared space {width} wide, dim={dim} contradicts: leave dim out")
-    return config.changed({"lock": "xy"[train.modalities.index(modality)], "dim": width})
+    return config.changed({"adapter": "mlp", "lock": "xy"[train.modalities.index(modality)], "dim": width})
 
 
-def fit_baselines(train: Latents, seed: int, progress: Progress) -> dict[str, ClosedForm]:
-    """Fit ridge and CCA on the same pairs; nothing where latents are wider than WIDEST."""
-    if widest(train) > WIDEST:
-        return {}
-    progress("fit baselines", 0, 1)
-    x, y = (train.items[name].rows for name in train.modalities)
-    rows = train.rows[train.modalities[0]], train.rows[train.modalities[1]]
-    forms = fit_closed_forms(x, y, rows, train.groups, seed)
-    progress("fit baselines", 1, 1)
-    return forms
+def too_wide(train: Latents) -> bool:
+    """Tell whether closed forms would take too much memory."""
+    return widest(train) > WIDEST
 
 
 def widest(train: Latents) -> int:
@@ -286,6 +275,7 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
             saved = time.monotonic()
             cost = saved - began
             meter.start(run.step)
+    progress("fit", steps * run.config.epochs, steps * run.config.epochs, note)  # also where it stopped early
 
 
 def _note(run: Run, speed: dict[str, float]) -> str:

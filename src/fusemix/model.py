@@ -1,7 +1,7 @@
 """FuseMix, the one object a user holds: fit, transform, embed, evaluate, index, save, load."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +15,18 @@ from torch import Tensor
 
 from fusemix.align.adapters import AnyAdapter
 from fusemix.align.closed_form import ClosedForm
-from fusemix.config import FitConfig, paper, scaled
+from fusemix.align.hubness import Hubs
+from fusemix.config import FitConfig
 from fusemix.curves import write_curves
 from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, choices
 from fusemix.evaluate import Evaluation, chance, score, score_landing
-from fusemix.fit import fit_adapters, fit_baselines, foresee, locked
+from fusemix.fit import foresee, locked
+from fusemix.fuse import fuse
 from fusemix.generation import Draw, Generator, generate
+from fusemix.parameters import Parameters
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
 from fusemix.ranks import join_ranks, ranks
@@ -37,33 +40,13 @@ from fusemix.training.device import find_device
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed, in_blocks
-
-SETTINGS = ("dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "patience", "precision")
-PARAMETERS = (*SETTINGS, "lock", "settings", "recipe", "seed", "device")
+from fusemix.unpaired import without_partners
 
 
-class FuseMix:
+class FuseMix(Parameters):
     """Two frozen latent spaces fused into one by small adapters (arXiv 2312.10144).
 
-    Hyper-parameters left at None come from the recipe. Attributes that end in `_` are there after `fit`.
-
-    Args:
-        dim: S, width of the shared space.
-        depth: residual blocks per adapter; 0 is a LayerNorm and a linear map.
-        dropout: inside the blocks, in [0, 1).
-        alpha: lam ~ Beta(alpha, alpha); 0 turns mixing off.
-        batch_size: pairs in the loss; with mixing twice as many are loaded.
-        epochs: passes over the pairs.
-        lr: peak learning rate.
-        patience: stop when so many validations in a row brought no gain; 0 never stops early.
-        precision: "float32", "bfloat16", or "auto", what the device multiplies fastest natively.
-        lock: a modality whose latents are the shared space as they are, bit for bit; the other one learns to land in
-            it, and can then condition what was made for these latents, see `condition`. None locks neither.
-        settings: any others of `config.FitConfig` by name, such as {"noise": 0.5, "mixing": "sample"}.
-        recipe: "scaled" sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the
-            released run (`config.paper`).
-        seed: the same seed gives the same weights on the same machine.
-        device: a torch device; None takes CUDA where there is one.
+    Its arguments are those of `Parameters`. Attributes that end in `_` are there after `fit`.
 
     Attributes:
         modalities_: the two modalities, in the user's words.
@@ -71,6 +54,7 @@ class FuseMix:
         config_: all settings of the fit.
         history_: one record per epoch.
         baselines_: ridge and CCA, fitted on the same pairs.
+        hubs_: what corrects hubs in a search; None corrects none.
         sides_: encoder facts of each modality.
         facts_: pairs, splits, best epoch, temperature, seconds.
         seen_: hashed ids of the items that were trained on or chose the epoch, so that `evaluate` can tell.
@@ -82,60 +66,12 @@ class FuseMix:
     config_: FitConfig
     history_: list[dict[str, float]]
     baselines_: dict[str, ClosedForm]
+    hubs_: Hubs | None
     sides_: dict[str, Side]
     facts_: dict[str, Any]
     seen_: dict[str, Tensor]
     canaries_: dict[str, Tensor]
-
-    def __init__(
-        self, dim: int | None = None, *, depth: int | None = None, dropout: float | None = None,
-        alpha: float | None = None, batch_size: int | None = None, epochs: int | None = None, lr: float | None = None,
-        patience: int | None = None, precision: str | None = None, lock: str | None = None,
-        settings: dict[str, Any] | None = None, recipe: str = "scaled", seed: int = 0, device: str | None = None,
-    ) -> None:  # fmt: skip
-        self.dim = dim
-        self.depth = depth
-        self.dropout = dropout
-        self.alpha = alpha
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.lr = lr
-        self.patience = patience
-        self.precision = precision
-        self.lock = lock
-        self.settings = settings
-        self.recipe = recipe
-        self.seed = seed
-        self.device = device
-        self._query_encoders: dict[str, QueryEncoder] = {}
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the constructor's arguments; with it `sklearn.base.clone` works."""
-        return {name: getattr(self, name) for name in PARAMETERS}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change constructor arguments."""
-        for name, value in params.items():
-            if name not in PARAMETERS:
-                raise DataError(f"FuseMix has no parameter {name!r}; {choices(name, PARAMETERS)}")
-            setattr(self, name, value)
-        return self
-
-    def __repr__(self) -> str:
-        given = [f"{name}={value!r}" for name, value in self.get_params().items() if value is not None]
-        return f"FuseMix({', '.join(given)})"
-
-    def config(self, pairs: int) -> FitConfig:
-        """Return the settings that a fit on this many pairs would use."""
-        alpha = 1.0 if self.alpha is None else self.alpha
-        recipes = {
-            "scaled": lambda: scaled(pairs, self.seed, self.batch_size, alpha),
-            "paper": lambda: paper(self.seed),
-        }
-        if self.recipe not in recipes:
-            raise DataError(f"no recipe {self.recipe!r}; {choices(self.recipe, recipes)}")
-        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
-        return recipes[self.recipe]().changed({**given, **(self.settings or {})})
+    _query_encoders: dict[str, QueryEncoder]
 
     def fit(
         self,
@@ -143,11 +79,12 @@ class FuseMix:
         y: ArrayLike | None = None,
         *,
         val: Latents | tuple[ArrayLike, ArrayLike] | None = None,
+        unpaired: Sequence[Latents] | Mapping[str, ArrayLike] = (),
         out: str | Path | None = None,
         track: Track | None = None,
         progress: Progress = silent,
     ) -> Self:
-        """Train the adapters, and ridge and CCA beside them.
+        """Join the two latent spaces, and fit ridge and CCA beside.
 
         Under torchrun every process calls this; the batch is shared among them, and the first one has the baselines
         and writes.
@@ -155,7 +92,10 @@ class FuseMix:
         Args:
             x: latents of pairs; or an array (N, Dx).
             y: array (N, Dy) whose row i belongs to row i of x.
-            val: pairs that choose the epoch; an empty set or None keeps the last epoch.
+            val: pairs that choose; of a network alone the epoch, and with an empty set or None that is the last one.
+                Otherwise a tenth of the training groups is held out where none are given.
+            unpaired: items without partners, as arrays (n, D) by modality, or as latents, of which those of the splits
+                val and test, and those that are in `val`, are not looked at.
             out: folder for metrics.jsonl, curves and checkpoints. An interrupted fit goes on where it was when it is
                 called again; `save` into the same folder ends it.
             track: called with every record of metrics.jsonl, see `tracking.tracker`.
@@ -178,15 +118,20 @@ class FuseMix:
         if folder is not None:
             claim(folder)
         config = locked(self.config(len(train)), train, self.lock, self.dim)
-        fitted = fit_adapters(train, val, config, find_device(self.device), progress, out=folder, track=track)
+        fused = fuse(
+            train, val, config, find_device(self.device), progress, unpaired=without_partners(unpaired, train, val),
+            out=folder, track=track,
+        )  # fmt: skip
         first, second = train.modalities
         self.modalities_ = (first, second)
         self._query_encoders = {}
-        self.adapters_, self.history_, self.config_ = fitted.adapters, fitted.history, config
+        self.adapters_, self.config_ = fused.adapters, config.changed({"adapter": fused.kind})
+        self.hubs_ = Hubs(fused.strength, fused.banks) if fused.banks else None
+        self.history_ = fused.trained.history if fused.trained is not None else []
         self.sides_ = {name: Side.of(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
-        self.baselines_ = fit_baselines(train, self.seed, progress) if ranks()[0] == 0 else {}
+        self.baselines_ = fused.baselines if ranks()[0] == 0 else {}
         self.seen_ = note_seen(train, val)
         self.facts_ = {
             "pairs": len(train),
@@ -194,15 +139,13 @@ class FuseMix:
             "trained_on": sorted(set(train.splits.tolist())),
             "chosen_on": sorted(set(val.splits.tolist())) if val is not None else [],
             "val_pairs": len(val) if val is not None else 0,
-            "batch_size": fitted.batch_size,
-            "best_epoch": fitted.best_epoch,
-            "temperature": fitted.temperature,
-            "parameters": sum(p.numel() for adapter in fitted.adapters.values() for p in adapter.parameters()),
-            "seconds": round(time.perf_counter() - started + fitted.earlier, 1),
-            "notes": fitted.notes,
+            "dim": self.embed_latents(first, torch.zeros(1, self.sides_[first].dim)).shape[1],
+            "parameters": sum(side.numbers for side in fused.adapters.values()),
+            **fused.facts(),
+            "seconds": round(time.perf_counter() - started + (fused.trained.earlier if fused.trained else 0.0), 1),
         }
-        if folder is not None and ranks()[0] == 0 and find_spec("matplotlib") is not None:
-            write_curves(self.history_, fitted.best_epoch, folder)
+        if folder is not None and self.history_ and ranks()[0] == 0 and find_spec("matplotlib") is not None:
+            write_curves(self.history_, self.facts_["best_epoch"], folder)
         return self
 
     def forecast(self, train: Latents, val: Latents | None = None) -> Forecast:
@@ -309,7 +252,8 @@ class FuseMix:
         if not len(latents):
             raise DataError("there are no pairs to evaluate on")
         baselines = {name: score(self._baseline_embed(form), latents) for name, form in self.baselines_.items()}
-        retrieval = score(self._embed_tensor, latents)
+        uncorrected = score(self._embed_tensor, latents)
+        retrieval = score(self._embed_tensor, latents, hubs=self.hubs_) if self.hubs_ is not None else uncorrected
         condition = partial(self._embed_tensor, condition=True)
         close = score_landing(condition, latents, self.locked) if self.config_.lock != "none" else None
         return Evaluation(
@@ -319,6 +263,7 @@ class FuseMix:
             {"chance": chance(latents), **baselines},
             [*([str(close)] if close else []), *overlap(self.seen_, latents)],
             close,
+            uncorrected if self.hubs_ is not None else None,
         )
 
     def index(self, *items: ItemLatents, dtype: str = "float32") -> Index:
@@ -330,7 +275,7 @@ class FuseMix:
         self._fitted()
         state = State(
             self.get_params(), self.modalities_, self.sides_, self.config_, self.adapters_, self.baselines_,
-            self.history_, self.facts_, self.seen_, self.canaries_,
+            self.history_, self.facts_, self.seen_, self.canaries_, self.hubs_,
         )  # fmt: skip
         state.save(Path(folder))
         checkpoint.clear(Path(folder))
@@ -347,7 +292,7 @@ class FuseMix:
         model.modalities_, model.sides_, model.config_ = state.modalities, state.sides, state.config
         model.adapters_, model.baselines_ = state.adapters, state.baselines
         model.history_, model.facts_, model.seen_ = state.history, state.facts, state.seen
-        model.canaries_ = state.canaries
+        model.canaries_, model.hubs_, model._query_encoders = state.canaries, state.hubs, {}
         return model
 
     def _fitted(self) -> Self:
@@ -371,7 +316,7 @@ class FuseMix:
         if isinstance(items, (str, Path)):
             raise DataError(f"wanted a list of items, got one {type(items).__name__}: put it in brackets")
         if not len(items):
-            return np.empty((0, self._fitted().config_.dim), dtype=np.float32)
+            return np.empty((0, self._fitted().facts_["dim"]), dtype=np.float32)
         modality = modality or modality_of(items[0], self._fitted().sides_)
         found: NDArray[np.float32] = follow(modality, self._query_encoder(modality).encode(items))
         return found

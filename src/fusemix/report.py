@@ -15,7 +15,7 @@ from fusemix.data.latents import Latents
 from fusemix.evaluate import Evaluation
 from fusemix.model import FuseMix
 from fusemix.page import inline, thumbnail, write_page
-from fusemix.search.index import Hit
+from fusemix.search.hit import Hit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +89,8 @@ def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6)
     other = next(name for name in latents.modalities if name != text)
     texts, index = latents[text], model.index(latents[other])
     rows = np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(int)
-    queries = torch.from_numpy(model.embed_latents(text, texts.latents[torch.from_numpy(rows)]))
+    embedded = model.embed_latents(text, texts.latents[torch.from_numpy(rows)])
+    queries = torch.from_numpy(index.space.as_queries(text, embedded))
     examples = []
     for row, hits in zip(rows, index.hits(*index.search_embeddings(queries, k)), strict=True):
         labels = [hit.text or hit.id for hit in hits]
@@ -100,7 +101,7 @@ def split_examples(model: FuseMix, latents: Latents, count: int = 5, k: int = 6)
 def recall_bars(evaluation: Evaluation) -> "Figure":
     """Draw R@1, R@5 and R@10 of every method in both directions."""
     figure = new_figure(6.4, 4.2)
-    methods = {**evaluation.baselines, "fusemix": evaluation.retrieval}
+    methods = evaluation.methods
     axes = figure.subplots(1, len(evaluation.retrieval), sharey=True)
     for ax, way in zip(axes, evaluation.retrieval, strict=True):
         for place, (name, ways) in enumerate(methods.items()):

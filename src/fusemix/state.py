@@ -10,14 +10,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fusemix import durable
-from fusemix.align.adapters import AnyAdapter, Landing, make_adapters
+from fusemix.align.adapters import AnyAdapter, adapter_of
 from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm
+from fusemix.align.hubness import Hubs
 from fusemix.config import FitConfig
 from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError
 
-FORMAT = "fusemix-model-6"
+FORMAT = "fusemix-model-7"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class State:
     facts: dict[str, Any]
     seen: dict[str, Tensor]
     canaries: dict[str, Tensor]
+    hubs: Hubs | None
 
     def save(self, folder: Path) -> None:
         """Write the folder; facts.json last, so that a half-written model is no model.
@@ -95,6 +97,7 @@ class State:
             "sides": {name: asdict(side) for name, side in self.sides.items()},
             "facts": self.facts,
             "history": self.history,
+            "hubs": None if self.hubs is None else self.hubs.strength,
         }
         content = (json.dumps(facts, indent=2, default=lambda number: number.item()) + "\n").encode()
         (folder / "facts.json").unlink(missing_ok=True)
@@ -102,6 +105,8 @@ class State:
         durable.write(folder / "baselines.safetensors", _bytes(maps))
         durable.write(folder / "seen.safetensors", _bytes(self.seen))
         durable.write(folder / "canaries.safetensors", _bytes(self.canaries))
+        banks = {} if self.hubs is None else {name: bank.half() for name, bank in self.hubs.banks.items()}
+        durable.write(folder / "hubs.safetensors", _bytes(banks))
         durable.write(folder / "README.md", self.card().encode())
         durable.write(folder / "facts.json", content)
 
@@ -119,21 +124,20 @@ class State:
             config = FitConfig.from_dict(saved["config"])
             sides = {name: Side(**side) for name, side in saved["sides"].items()}
             weights = load_file(folder / "adapters.safetensors")
-            made = make_adapters([sides[name].dim for name in saved["modalities"]], config)
-            adapters = {name: each.eval() for name, each in zip(saved["modalities"], made, strict=True)}
-            for name, adapter in adapters.items():
-                own = _part(weights, name)
-                if isinstance(adapter, Landing) and "known" in own:
-                    adapter.remember(own["known"], own["temperature"])
-                adapter.load_state_dict(own, strict=True)
+            adapters = {
+                name: adapter_of(_part(weights, name), sides[name].dim, "xy"[place], config).eval()
+                for place, name in enumerate(saved["modalities"])
+            }
             maps = load_file(folder / "baselines.safetensors")
             known = CLOSED_FORMS if maps else ()  # none were fitted to latents that are very wide
             baselines = {name: ClosedForm.from_tensors(_part(maps, name)) for name in known}
             first, second = saved["modalities"]
             seen = load_file(folder / "seen.safetensors")
             canaries = load_file(folder / "canaries.safetensors")
+            banks = {name: bank.float() for name, bank in load_file(folder / "hubs.safetensors").items()}
+            hubs = Hubs(float(saved["hubs"]), banks) if banks else None
             given = saved["params"], (first, second), sides, config
-            return cls(*given, adapters, baselines, saved["history"], saved["facts"], seen, canaries)
+            return cls(*given, adapters, baselines, saved["history"], saved["facts"], seen, canaries, hubs)
         except FileNotFoundError as error:
             message = f"{folder} holds no model ({error.filename} is missing); make one with `fusemix fit`"
             raise StoreError(message) from error

@@ -17,7 +17,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from fusemix.evaluate import Evaluation
-    from fusemix.search.index import Hit
+    from fusemix.search.hit import Hit
     from fusemix.survey import Forecast
     from fusemix.training.forecast import Forecast as FitForecast
 

@@ -50,6 +50,11 @@ class AnyAdapter(nn.Module):
         self.register_buffer("shift", torch.zeros(latent_dim))
         self.register_buffer("scale", torch.ones(latent_dim))
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers were learned."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
     def standardize(self, mean: Tensor, deviation: Tensor) -> None:
         """Take shift and scale from mean and deviation (D,) of the training latents, one row per distinct item.
 
@@ -184,6 +189,62 @@ class Locked(AnyAdapter):
         return latents.float()
 
 
+class Linear(AnyAdapter):
+    """What a closed form learned for one side: a shift and a linear map.
+
+    Args:
+        shift: (D,) training mean.
+        map: (D, S).
+    """
+
+    map: Tensor
+
+    def __init__(self, shift: Tensor, map: Tensor) -> None:
+        super().__init__(len(shift))
+        self.shift.copy_(shift)
+        self.register_buffer("map", map.float().clone())
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers were learned."""
+        return self.map.numel()
+
+    def land(self, latents: Tensor) -> Tensor:
+        """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32."""
+        return (latents.float() - self.shift) @ self.map
+
+
+class Joined(AnyAdapter):
+    """Two adapters of one side, whose scores add up: their embeddings stand side by side.
+
+    Args:
+        parts: of the same latents.
+        shares: (2,) what each counts in a score, in [0, 1] and 1 in all.
+    """
+
+    shares: Tensor
+
+    def __init__(self, parts: Sequence[AnyAdapter], shares: Tensor) -> None:
+        super().__init__(len(parts[0].shift))
+        self.parts = nn.ModuleList(parts)
+        self.register_buffer("shares", shares.float().clone())
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers were learned."""
+        return sum(part.numbers for part in self.each)
+
+    @property
+    def each(self) -> list[AnyAdapter]:
+        """Both adapters."""
+        return [part for part in self.parts if isinstance(part, AnyAdapter)]
+
+    def land(self, latents: Tensor) -> Tensor:
+        """Embed by each, (B, D) -> (B, S1 + S2), unit norm: a cosine is the weighted sum of theirs."""
+        weights = self.shares.sqrt()
+        return torch.cat([weight * part(latents) for weight, part in zip(weights, self.each, strict=True)], dim=1)
+
+
 def make_adapters(dims: Sequence[int], config: FitConfig) -> list[AnyAdapter]:
     """Return the adapters of both sides, untrained.
 
@@ -193,3 +254,31 @@ def make_adapters(dims: Sequence[int], config: FitConfig) -> list[AnyAdapter]:
     """
     free = Adapter if config.lock == "none" else Landing
     return [Locked(dim) if side == config.lock else free(dim, config) for side, dim in zip("xy", dims, strict=True)]
+
+
+def adapter_of(tensors: dict[str, Tensor], latent_dim: int, side: str, config: FitConfig) -> AnyAdapter:
+    """Return the adapter that a `state_dict` is of.
+
+    Args:
+        tensors: its parameters and buffers.
+        latent_dim: D.
+        side: "x" or "y".
+        config: settings of its fit, of which `adapter` says what it is.
+
+    Raises:
+        KeyError, RuntimeError: tensors of another adapter.
+    """
+    if "shares" in tensors:
+        parts = [
+            {k.removeprefix(f"parts.{i}."): v for k, v in tensors.items() if k.startswith(f"parts.{i}.")} for i in "01"
+        ]
+        return Joined([adapter_of(part, latent_dim, side, config) for part in parts], tensors["shares"])
+    if "map" in tensors:
+        if len(tensors["map"]) != latent_dim:
+            raise RuntimeError(f"a map of latents of {len(tensors['map'])} numbers, not of {latent_dim}")
+        return Linear(tensors["shift"], tensors["map"])
+    adapter = make_adapters([latent_dim, latent_dim], config)["xy".index(side)]
+    if isinstance(adapter, Landing) and "known" in tensors:
+        adapter.remember(tensors["known"], tensors["temperature"])
+    adapter.load_state_dict(tensors, strict=True)
+    return adapter

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusemix.align.closed_form import Latents
+from fusemix.align.moments import Latents
 from fusemix.align.neighbours import nearest
 
 _BLOCK = 2048  # rows that are in memory in float64 at once

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusemix.align.closed_form import Latents
+from fusemix.align.moments import Latents
 
 _BLOCK = 4096  # rows of either side at a time
 

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusemix.align.closed_form import ClosedForm, Latents, Rows, cross_fit
+from fusemix.align.closed_form import ClosedForm
+from fusemix.align.folds import Folds, cross_fit
 from fusemix.align.metrics import CUTOFFS, Relevance, best_ranks, chance_rank_distribution
+from fusemix.align.moments import Latents, Rows
 
 _BLOCK = 4096  # pairs that are embedded at once
 
@@ -27,7 +29,7 @@ def agreement(
         pairs: rows of x and of y that belong together, (P,) each.
         groups: (P,) group of each pair.
         seed: deals the groups.
-        folds: see `closed_form.cross_fit`.
+        folds: see `folds.Folds`.
     """
     return agreement_beside_strangers(x, y, pairs, groups, seed, folds)[0]
 
@@ -49,7 +51,7 @@ def agreement_beside_strangers(
         Cosines of the pairs (P,) and of the strangers (P,); NaN where the drawn pair is of the same group.
     """
     agreed, strange, rng = np.empty(len(groups)), np.empty(len(groups)), np.random.default_rng(seed)
-    for held, form in cross_fit(x, y, pairs, groups, seed, folds=folds):
+    for held, form in cross_fit(Folds.of(x, y, pairs, groups, seed, folds)):
         drawn = rng.permutation(held)
         agreed[held] = _cosines(form, x, y, pairs[0][held], pairs[1][held])
         strange[held] = _cosines(form, x, y, pairs[0][held], pairs[1][drawn])
@@ -81,14 +83,14 @@ def held_out_recall(
         pairs: rows of x and of y that belong together, (P,) each.
         groups: (P,) group of each pair.
         seed: deals the groups.
-        folds: see `closed_form.cross_fit`.
+        folds: see `folds.Folds`.
 
     Returns:
         For every query, of both directions, the mean of "found among the first 1, 5, 10", (Q,) in [0, 1]; what a random
         order would give, (Q,); and its group, (Q,).
     """
     values, chance, owners = [], [], []
-    for held, form in cross_fit(x, y, pairs, groups, seed, folds=folds):
+    for held, form in cross_fit(Folds.of(x, y, pairs, groups, seed, folds)):
         sides = [np.unique(rows[held], return_index=True, return_inverse=True) for rows in pairs]
         (keep_x, first_x, ix), (keep_y, first_y, iy) = sides
         a, b = form.embed_x(x[torch.from_numpy(keep_x)]), form.embed_y(y[torch.from_numpy(keep_y)])

@@ -24,7 +24,7 @@ from fusemix import durable
 from fusemix.errors import StoreError
 from fusemix.search.space import Model
 
-FORMAT = "fusemix-index-2"
+FORMAT = "fusemix-index-3"
 EMBEDDINGS, ITEMS, PREVIEWS, CELLS = "embeddings.safetensors", "items.parquet", "previews.arrow", "cells.faiss"
 _OWN = "fusemix."  # before the names of our columns: the user may have an id too
 _OURS = re.compile(rf"{EMBEDDINGS}|{ITEMS}|{PREVIEWS}|{CELLS}|model(-\d+)?|\..+\.tmp")  # in a generation
@@ -34,14 +34,14 @@ class Content(NamedTuple):
     """What an index holds beside its models, see `Index`.
 
     Attributes:
-        embeddings: (N, S).
+        vectors: (N, S + M), see `Index`.
         items: columns modality, id and value, N rows.
         columns: the user's, N rows.
         previews: N, or None.
         cells: of approximate search, as bytes, or None.
     """
 
-    embeddings: Tensor
+    vectors: Tensor
     items: pa.Table
     columns: pa.Table
     previews: pa.ChunkedArray | None
@@ -135,10 +135,10 @@ def read(folder: Path, facts: Mapping[str, Any]) -> Content:
             raise ValueError(f"{name} is missing")
         if _sum(parts[name]) != wanted:
             raise ValueError(f"{name} has not the content that was written")
-    embeddings = load_file(home / EMBEDDINGS)["embeddings"]
+    vectors = load_file(home / EMBEDDINGS)["embeddings"]
     table = pa.parquet.read_table(home / ITEMS)
-    if len(embeddings) != len(table):
-        raise ValueError(f"{len(embeddings)} embeddings for {len(table)} items")
+    if len(vectors) != len(table):
+        raise ValueError(f"{len(vectors)} embeddings for {len(table)} items")
     own = [f"{_OWN}{name}" for name in ("modality", "id", "value")]
     items = table.select(own).rename_columns([name.removeprefix(_OWN) for name in own])
     # Mapped: of a million previews only those that are looked at are read.
@@ -146,7 +146,7 @@ def read(folder: Path, facts: Mapping[str, Any]) -> Content:
     if previews is not None and len(previews) != len(table):
         raise ValueError(f"{len(previews)} previews for {len(table)} items")
     cells = (home / CELLS).read_bytes() if CELLS in sums else None
-    return Content(embeddings, items, table.drop_columns(own), previews, cells)
+    return Content(vectors, items, table.drop_columns(own), previews, cells)
 
 
 def _files(content: Content) -> dict[str, memoryview]:
@@ -155,7 +155,7 @@ def _files(content: Content) -> dict[str, memoryview]:
         table = table.append_column(name, content.columns[name])
     sink = pa.BufferOutputStream()
     pa.parquet.write_table(table, sink)
-    embeddings = memoryview(save({"embeddings": content.embeddings.contiguous()}))
+    embeddings = memoryview(save({"embeddings": content.vectors.contiguous()}))
     files = {EMBEDDINGS: embeddings, ITEMS: memoryview(sink.getvalue())}
     if content.previews is not None:
         files[PREVIEWS] = _arrow_file(pa.table({"preview": content.previews}))

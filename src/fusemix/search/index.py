@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fusemix.data.items import path_of
 from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError, choices
@@ -25,44 +24,12 @@ from fusemix.search.approximate import Approximate
 from fusemix.search.columns import joined, joined_previews, own, taken, telling
 from fusemix.search.exact import nearest
 from fusemix.search.folder import Content, read, write
-from fusemix.search.query import ItemId, Term, combine, numbers, unit
+from fusemix.search.hit import Found, Hit, hit
+from fusemix.search.query import ItemId, Term, combine, numbers, terms_of, unit
 from fusemix.search.space import Space
 
 _KEY = ("modality", "id")  # of an item
 _WRONG = (ValueError, KeyError, TypeError, AttributeError)  # what facts of another form raise
-
-
-class Found(NamedTuple):
-    """What the items of one modality are.
-
-    Attributes:
-        kind: see `data.items.Kind`.
-        root: folder that file names are relative to.
-    """
-
-    kind: str
-    root: Path
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One answer.
-
-    Attributes:
-        id: of the item.
-        score: cosine, higher is better.
-        modality: of the item.
-        path: its file, if it is one, or its part of a tar as "000.tar#512+1034".
-        text: the text itself, if it is one.
-        columns: the user's own columns of the item.
-    """
-
-    id: str
-    score: float
-    modality: str
-    path: str | None
-    text: str | None
-    columns: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +37,7 @@ class Index:
     """Items that can be searched; never changed: `add` and `remove` give another one.
 
     Attributes:
-        embeddings: (N, S), unit norm, float32 or float16.
+        vectors: (N, S + M), float32 or float16: embeddings, and what corrects hubs, see `Space.as_rows`.
         items: columns modality, id and value (file name or text), N rows.
         columns: the user's own columns, N rows; of an item in several pairs those of the first.
         found: what the items of each modality are.
@@ -80,7 +47,7 @@ class Index:
         generation: how often the folder has been written.
     """
 
-    embeddings: Tensor
+    vectors: Tensor
     items: pa.Table
     columns: pa.Table
     found: dict[str, Found]
@@ -90,7 +57,17 @@ class Index:
     generation: int = 0
 
     def __len__(self) -> int:
-        return len(self.embeddings)
+        return len(self.vectors)
+
+    @property
+    def dim(self) -> int:
+        """S, width of the shared space."""
+        return self.vectors.shape[1] - len(self.space.corrected)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, S), unit norm, float32 or float16."""
+        return self.vectors[:, : self.dim]
 
     @classmethod
     def of(cls, space: Space, *items: ItemLatents, dtype: str = "float32") -> "Index":
@@ -120,12 +97,12 @@ class Index:
         name = items.modality
         model = space.home(name)
         space.sides_[name].check(items)
-        blocks = [torch.as_tensor(model.embed_latents(name, block)).to(dtype) for block in items.rows.blocks(1 << 16)]
-        if not blocks:
-            blocks = [torch.as_tensor(model.embed_latents(name, torch.zeros(1, items.rows.shape[1])))[:0].to(dtype)]
+        blocks = list(items.rows.blocks(1 << 16)) or [torch.zeros(0, items.rows.shape[1])]
+        embedded = [torch.as_tensor(model.embed_latents(name, block)) for block in blocks]
+        vectors = torch.cat([space.as_rows(name, block).to(dtype) for block in embedded])
         names = pa.array([name] * len(items), pa.string())
         table = items.items.select(["id", "value"]).add_column(0, "modality", names)
-        return cls(torch.cat(blocks), table, own(items), {name: Found(items.kind, items.root)}, space)
+        return cls(vectors, table, own(items), {name: Found(items.kind, items.root)}, space)
 
     @cached_property
     def keys(self) -> list[tuple[str, str]]:
@@ -159,18 +136,16 @@ class Index:
         Raises:
             DataError: a query that no modality takes, a condition that is none, or k below 1.
         """
-        queries = torch.from_numpy(self.embed(query, modality))[None]
+        queries = torch.from_numpy(self.embed_queries([terms_of(query, modality)]))
         return self.hits(*self.search_embeddings(queries, k, self.rows(where), exact=exact))[0]
 
     def embed(self, query: Any, modality: str | None = None) -> NDArray[np.float32]:
         """Embed one query, (S,) unit norm; arguments and errors as of `search`."""
-        are_terms = isinstance(query, list) and bool(query) and all(isinstance(term, Term) for term in query)
-        terms = query if are_terms else [Term(query, modality)]
-        embedded: NDArray[np.float32] = self.embed_queries([terms])[0]
+        embedded: NDArray[np.float32] = self.embed_queries([terms_of(query, modality)])[0, : self.dim]
         return embedded
 
     def embed_queries(self, queries: Sequence[Sequence[Term]]) -> NDArray[np.float32]:
-        """Embed many queries, (Q, S) unit norm; the raw items of a modality go through its encoder together.
+        """Embed many queries, (Q, S + M) as `vectors` are; raw items of a modality go through its encoder together.
 
         Raises:
             DataError: a query of no terms, a term that cannot be used, or terms that cancel.
@@ -185,12 +160,12 @@ class Index:
             else:
                 raw.setdefault(term.modality or modality_of(term.value, self.space.sides_), []).append(term)
         for name, terms in raw.items():
-            embedded = self.space.embed([term.value for term in terms], name)
+            embedded = self.space.as_queries(name, self.space.embed([term.value for term in terms], name))
             vectors.update(zip(map(id, terms), embedded, strict=True))
         if not all(queries):
             raise DataError("nothing to search for: the query has no terms")
-        parts = [combine([t.weight for t in terms], [vectors[id(t)] for t in terms]) for terms in queries]
-        return np.stack(parts) if parts else np.empty((0, self.embeddings.shape[1]), np.float32)
+        parts = [combine([t.weight for t in terms], [vectors[id(t)] for t in terms], self.dim) for terms in queries]
+        return np.stack(parts) if parts else np.empty((0, self.vectors.shape[1]), np.float32)
 
     def rows(self, where: Sequence[str], among: str | None = None) -> Tensor | None:
         """Return the rows (M,) that fulfil every condition and are of the modality `among`; None for all rows."""
@@ -209,7 +184,7 @@ class Index:
         """Find the nearest rows for many queries at once.
 
         Args:
-            queries: (Q, S) float32, unit norm.
+            queries: (Q, S + M) float32, such as `embed_queries` gives; or (Q, S), which corrects no hubs.
             k: hits per query.
             among: (M,) rows that are looked at, rising, such as `rows` gives; None for all. With it, search is exact.
             exact: look at all rows also where the index is approximate.
@@ -219,9 +194,10 @@ class Index:
         """
         if k < 1:
             raise DataError(f"k must be at least 1, got {k}")
+        queries = self._padded(queries)
         if self.approximate is None or exact or among is not None:
-            return nearest(self.embeddings, queries, k, among)
-        return self.approximate.search(self.embeddings, queries, k)
+            return nearest(self.vectors, queries, k, among)
+        return self.approximate.search(self.vectors, queries, k)
 
     def hits(self, scores: Tensor, rows: Tensor) -> list[list[Hit]]:
         """Turn what `search_embeddings` returns, (Q, k) each, into a list of hits per query."""
@@ -235,7 +211,7 @@ class Index:
         Raises:
             MismatchError: latents of another encoder than the model's.
         """
-        new = Index.of(self.space, *items, dtype=str(self.embeddings.dtype).removeprefix("torch."))
+        new = Index.of(self.space, *items, dtype=str(self.vectors.dtype).removeprefix("torch."))
         return self._with(new)
 
     def remove(self, ids: str | ItemId | Sequence[str | ItemId]) -> "Index":
@@ -253,7 +229,7 @@ class Index:
         chosen = pa.array(rows)
         return replace(
             self,
-            embeddings=self.embeddings[torch.from_numpy(rows)],
+            vectors=self.vectors[torch.from_numpy(rows)],
             items=self.items.take(chosen),
             columns=taken(self.columns, chosen),
             previews=self.previews.take(chosen) if self.previews is not None else None,
@@ -264,7 +240,7 @@ class Index:
         """Return an index that looks at a part of the rows: for millions of items, see `search.approximate`.
 
         Args:
-            queries: (Q, S) embeddings to measure recall on, best of the modality that one will search by; by default
+            queries: of `embed_queries`, to measure recall on, best of the modality that one will search by; by default
                 items of the index itself, which is easier than what comes from another modality.
             recall: recall@10 against exact search to reach, in (0, 1].
 
@@ -272,7 +248,8 @@ class Index:
             DataError: fewer items than that pays for.
             MissingExtraError: faiss is not installed.
         """
-        return replace(self, approximate=Approximate.build(self.embeddings, queries, recall))
+        asked = self._padded(queries) if queries is not None else None
+        return replace(self, approximate=Approximate.build(self.vectors, asked, recall))
 
     def save(self, folder: str | Path) -> "Index":
         """Write a folder that needs nothing else; an index that is there, and may be served, is replaced in one step.
@@ -285,7 +262,7 @@ class Index:
         """
         near = self.approximate
         content = Content(
-            self.embeddings, self.items, self.columns, self.previews, near.to_bytes() if near is not None else None
+            self.vectors, self.items, self.columns, self.previews, near.to_bytes() if near is not None else None
         )
         found = {
             name: {"kind": each.kind, "root": str(each.root), "encoder": self.space.sides_[name].encoder}
@@ -306,7 +283,7 @@ class Index:
             content = read(folder, facts)
             found = {name: Found(each["kind"], Path(each["root"])) for name, each in facts["modalities"].items()}
             encoders = {name: each["encoder"] for name, each in facts["modalities"].items()}
-            near = Approximate.of(content.cells, facts["approximate"], content.embeddings) if content.cells else None
+            near = Approximate.of(content.cells, facts["approximate"], content.vectors) if content.cells else None
         except (SafetensorError, pa.ArrowException, OSError, RuntimeError, *_WRONG) as error:
             raise StoreError(f"{folder}: the index is damaged ({error}); make it again with `fusemix index`") from error
         for name, encoder in encoders.items():
@@ -334,19 +311,27 @@ class Index:
             )
         return found[item.modality or next(iter(found))]
 
+    def _padded(self, queries: Tensor) -> Tensor:
+        """Let queries (Q, S) correct no hubs: (Q, S + M); those that say whether they do stay."""
+        return torch.nn.functional.pad(queries, (0, self.vectors.shape[1] - queries.shape[1]))
+
     def _item(self, term: Term) -> NDArray[np.float32]:
         item = ItemId(term.value.id, term.value.modality or term.modality)
-        row: NDArray[np.float32] = self.embeddings[self.row(item)].float().numpy()
-        return row
+        row = self.row(item)
+        embedded: NDArray[np.float32] = self.embeddings[row : row + 1].float().numpy()
+        query: NDArray[np.float32] = self.space.as_queries(self.keys[row][0], embedded)[0]
+        return query
 
     def _vector(self, term: Term) -> NDArray[np.float32]:
         value = term.value.detach().cpu().float().numpy() if isinstance(term.value, Tensor) else term.value
         if term.modality is None:
-            return unit(value, self.embeddings.shape[1])
-        width = self.space.home(term.modality).sides_[term.modality].dim
-        latent = numbers(value, width, f"a latent of {term.modality!r}")
-        embedded: NDArray[np.float32] = self.space.embed_latents(term.modality, latent[None])[0]
-        return embedded
+            embedded = unit(value, self.dim)[None]
+        else:
+            width = self.space.home(term.modality).sides_[term.modality].dim
+            latent = numbers(value, width, f"a latent of {term.modality!r}")
+            embedded = self.space.embed_latents(term.modality, latent[None])
+        query: NDArray[np.float32] = self.space.as_queries(term.modality, embedded)[0]
+        return query
 
     @cached_property
     def _filtered(self) -> pa.Table:
@@ -361,13 +346,8 @@ class Index:
         """Describe items by their rows."""
         order = pa.array(rows, pa.int64())
         items, columns = self.items.take(order).to_pylist(), taken(self.telling, order).to_pylist()
-        return [self._hit(*one) for one in zip(items, columns, scores, strict=True)]
-
-    def _hit(self, item: dict[str, Any], columns: dict[str, Any], score: float) -> Hit:
-        found, value = self.found[item["modality"]], item["value"]
-        text = value if found.kind == "text" else None
-        path = path_of(found.root, value) if found.kind != "text" else None
-        return Hit(item["id"], score, item["modality"], path, text, columns)
+        found = [self.found[item["modality"]] for item in items]
+        return [hit(*one) for one in zip(found, items, columns, scores, strict=True)]
 
     def _without(self, keys: Container[tuple[str, str]]) -> "Index":
         keep = [row for row, key in enumerate(self.keys) if key not in keys]
@@ -386,7 +366,7 @@ class Index:
                 )
         return replace(
             self,
-            embeddings=torch.cat([self.embeddings, other.embeddings]),
+            vectors=torch.cat([self.vectors, other.vectors]),
             items=pa.concat_tables([self.items, other.items]),
             columns=joined(self.columns, other.columns),
             found={**self.found, **other.found},

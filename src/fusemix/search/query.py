@@ -49,6 +49,12 @@ class Term:
     weight: float = 1.0
 
 
+def terms_of(query: Any, modality: str | None) -> list[Term]:
+    """Return a query of one part, or of several, as its terms."""
+    are_terms = isinstance(query, list) and bool(query) and all(isinstance(term, Term) for term in query)
+    return query if are_terms else [Term(query, modality)]
+
+
 def parse(text: str, modality: str | None = None) -> list[Term]:
     """Read a query as one types it: words, a file, id:ITEM, or several of them as "photo.jpg - 'day' + 'night'".
 
@@ -119,8 +125,8 @@ def _vector(path: Path) -> NDArray[Any]:
     return array
 
 
-def combine(weights: Sequence[float], vectors: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Add up unit vectors (S,) with their weights, and give the sum unit norm.
+def combine(weights: Sequence[float], vectors: Sequence[NDArray[Any]], dim: int) -> NDArray[np.float32]:
+    """Add up vectors (S + M,) with their weights, and give the first S numbers of the sum, `dim` of them, unit norm.
 
     Raises:
         DataError: the terms cancel, so that nothing is left to search for, or a weight is no number.
@@ -130,7 +136,7 @@ def combine(weights: Sequence[float], vectors: Sequence[NDArray[Any]]) -> NDArra
     total = np.zeros(len(vectors[0]), dtype=np.float64)
     for weight, vector in zip(weights, vectors, strict=True):
         total += weight * vector.astype(np.float64)
-    length = np.linalg.norm(total)
+    length = np.linalg.norm(total[:dim])
     if not length > 1e-6 * np.abs(weights).sum():
         raise DataError("the terms of the query cancel each other, so nothing is left to search for")
     return (total / length).astype(np.float32)

@@ -1,12 +1,16 @@
 """One shared space, and every model that lands in it: what any of them can embed can be searched by, and for."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+from fusemix.align.hubness import Hubs
 from fusemix.data.store import difference
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, choices
@@ -30,6 +34,11 @@ class Model(Protocol):
     @property
     def facts_(self) -> Mapping[str, Any]:
         """What its fit says of itself."""
+        ...
+
+    @property
+    def hubs_(self) -> Hubs | None:
+        """What corrects hubs; None corrects none."""
         ...
 
     def embed(self, items: Sequence[Any], modality: str | None = None) -> NDArray[np.float32]:
@@ -92,6 +101,30 @@ class Space:
     def facts_(self) -> Mapping[str, Any]:
         """Facts of the first model's fit."""
         return self.models[0].facts_
+
+    @cached_property
+    def corrected(self) -> tuple[str, ...]:
+        """The modalities whose queries have the hubs among other items corrected; none where there are several models.
+
+        A row of an index has a column for each of them at its end, and so has a query: their product is what the
+        correction takes from the cosine.
+        """
+        return self.modalities_ if len(self.models) == 1 and self.models[0].hubs_ is not None else ()
+
+    def as_rows(self, modality: str, embedded: Tensor) -> Tensor:
+        """Append the columns (N, M) of items of a modality to their embeddings (N, S)."""
+        if not self.corrected:
+            return embedded
+        hubs = self.models[0].hubs_
+        assert hubs is not None, "corrected says so"
+        bias = -hubs.bias(modality, embedded)
+        columns = [torch.zeros_like(bias) if name == modality else bias for name in self.corrected]
+        return torch.cat([embedded, torch.stack(columns, dim=1).to(embedded)], dim=1)
+
+    def as_queries(self, modality: str | None, embedded: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Append the columns (Q, M) of queries of a modality to their embeddings (Q, S); None corrects nothing."""
+        asked = np.array([name == modality for name in self.corrected], dtype=np.float32)
+        return np.concatenate([embedded, np.tile(asked, (len(embedded), 1))], axis=1)
 
     def home(self, modality: str) -> Model:
         """Return the model that embeds a modality.

@@ -20,7 +20,8 @@ import fusemix
 from fusemix.data.decoding import Decoders
 from fusemix.data.media import MAX_PIXELS, MAX_SECONDS
 from fusemix.errors import FusemixError
-from fusemix.search.index import Hit, Index
+from fusemix.search.hit import Hit
+from fusemix.search.index import Index
 from fusemix.search.previews import media_type
 from fusemix.server import limits
 from fusemix.server.batching import Ask, Batcher
@@ -105,7 +106,7 @@ def create_app(served: Served, batcher: Batcher) -> FastAPI:
             milliseconds=round(1000 * answer.seconds, 2),
             exact=index.approximate is None or bool(asked.where) or asked.among is not None,
             hits=[_hit(index, hit, row, hit.score) for hit, row in zip(answer.hits, answer.rows, strict=True)],
-            embedding=answer.embedding.tolist(),
+            embedding=answer.embedding[: answer.index.dim].tolist(),
         )
 
     return app
@@ -220,7 +221,7 @@ def _about(served: Served, opened: Opened) -> dict[str, Any]:
         "name": served.folder.resolve().name,
         "generation": index.generation,
         "items": len(index),
-        "dim": index.embeddings.shape[1],
+        "dim": index.dim,
         "modalities": [
             {"name": name, "kind": found.kind, "items": opened.counts.get(name, 0), "previews": shown}
             for name, found in index.found.items()

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from fusemix.errors import FusemixError
-from fusemix.search.index import Hit, Index
+from fusemix.search.hit import Hit
+from fusemix.search.index import Index
 from fusemix.search.query import Term
 from fusemix.server.limits import RETRY_SECONDS, WAITING, RequestError
 from fusemix.server.served import Served

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusemix.align.closed_form import fit_closed_forms
+from fusemix.align.folds import Folds, fit_closed_forms
 from fusemix.align.metrics import CUTOFFS
 from fusemix.config import FitConfig, scaled
 from fusemix.data.latents import Latents
@@ -175,9 +175,8 @@ def _adapters(trial: Trial, train: Latents, choose: Latents, device: torch.devic
 
 def _closed_form(trial: Trial, train: Latents, choose: Latents, device: torch.device) -> tuple[Embed, dict[str, Any]]:
     x, y = train.modalities
-    forms = fit_closed_forms(
-        train.items[x].rows, train.items[y].rows, (train.rows[x], train.rows[y]), train.groups, trial.seed
-    )
+    rows = train.rows[x], train.rows[y]
+    forms = fit_closed_forms(Folds.of(train.items[x].rows, train.items[y].rows, rows, train.groups, trial.seed))
     form = forms[trial.method]
     facts = {"shrinkage": form.shrinkage, "parameters": form.map_x.numel() + form.map_y.numel()}
     return lambda modality, rows: (form.embed_x if modality == x else form.embed_y)(rows.whole()), facts

@@ -13,14 +13,32 @@ from fusemix.errors import DataError, choices
 if TYPE_CHECKING:
     from fusemix.model import FuseMix
 
+Recipe = Annotated[
+    str, typer.Option(help="'auto' tries closed forms, a network and both; 'scaled' and 'paper' train a network.")
+]
+AdapterKind = Annotated[
+    str | None, typer.Option(help="Only this: mlp (a network), cca, ridge, procrustes, or both (mlp and cca).")
+]
+Unpaired = Annotated[
+    list[Path] | None, typer.Option(metavar="FOLDER", help="Also learn from latents of items without partners.")
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        help="Stop after so many validations without a gain, of 50 at most (default: 8 with auto, else never)."
+    ),
+]
+
 
 def fit(
     latents: Annotated[Path, typer.Argument(help="Folder that `fusemix extract` wrote.")],
     out: Out,
     val: Annotated[
-        str, typer.Option(help="Split that chooses the epoch, or 'none' to keep the last; never test.")
+        str, typer.Option(help="Split to choose by, or 'none': a part of train, or the last epoch; never test.")
     ] = "val",
-    recipe: Annotated[str, typer.Option(help="'scaled' to the number of pairs, or 'paper'.")] = "scaled",
+    recipe: Recipe = "auto",
+    adapter: AdapterKind = None,
+    unpaired: Unpaired = None,
     dim: Annotated[int | None, typer.Option(help="Width of the shared space.")] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks per adapter.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Inside the blocks.")] = None,
@@ -28,9 +46,7 @@ def fit(
     batch_size: Annotated[int | None, typer.Option(help="Pairs in the loss.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many validations without a gain, of 50 at most (default: never).")
-    ] = None,
+    patience: Patience = None,
     precision: Annotated[
         str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
     ] = None,
@@ -63,7 +79,7 @@ def fit(
     from fusemix.tracking import tracker
 
     model = fm.FuseMix(
-        dim, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
+        dim, adapter=adapter, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
         patience=patience, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
         settings=settings(setting),
     )  # fmt: skip
@@ -81,7 +97,8 @@ def fit(
     claim(out)  # before a tracker begins a run
     listener = tracker(track, str(out), model.config(len(train)).to_dict(), out) if track and first else nullcontext()
     with Bars(quiet or not first) as bars, listener as told:
-        model.fit(train, val=held, out=out, track=told, progress=bars)
+        others = [fm.open_latents(each) for each in unpaired or ()]
+        model.fit(train, val=held, unpaired=others, out=out, track=told, progress=bars)
     if not first:
         return
     if subset is not None:
@@ -99,18 +116,26 @@ def _show(model: "FuseMix", val: str | None) -> None:
     from fusemix.terminal import say
 
     facts = model.facts_
-    steps, epochs = int(model.history_[-1]["step"]), len(model.history_)
-    say(
-        f"{facts['pairs']:,} pairs, {steps:,} steps of {facts['batch_size']:,}, {facts['parameters']:,} parameters, "
-        f"{facts['seconds']:g} s"
-    )
-    if epochs < model.config_.epochs:
-        gone = model.config_.epochs - epochs
-        say(f"stopped {gone} epochs early: {model.config_.patience} validations brought no gain")
+    say(f"{facts['pairs']:,} pairs, {facts['parameters']:,} numbers learned, {facts['seconds']:g} s")
+    if model.history_:
+        steps, epochs = int(model.history_[-1]["step"]), len(model.history_)
+        say(f"trained {steps:,} steps of {facts['batch_size']:,}; {_kept(model, epochs)}")
+    where = f"{facts['val_pairs']:,} {val} pairs" if val is not None else "training pairs that were held out"
+    for place, (what, recall) in enumerate(facts["tried"].items()):
+        say(f"{'chose' if not place else '  not'} {what}: mean R@1, 5, 10 both ways of {recall:.1f} on {where}")
+    if facts["hubs"]["strength"]:
+        say(f"hubs corrected by {facts['hubs']['strength']:g}; without, {facts['hubs']['uncorrected']:.1f}")
+    for note in facts["notes"]:
+        say(f"note: {note}")
+
+
+def _kept(model: "FuseMix", epochs: int) -> str:
+    """Say which epoch of the training stayed, and why."""
     recall = max((record.get("val", 0.0) for record in model.history_), default=0.0)
-    how = f"best on {facts['val_pairs']:,} {val} pairs, with a mean R@1, 5, 10 both ways of {recall:.1f}"
-    how = how if val is not None else "the last one; no validation split"
-    say(f"kept epoch {facts['best_epoch']} of {epochs}: {how}")
+    gone = model.config_.epochs - epochs
+    early = f", {gone} epochs early: {model.config_.patience} validations brought no gain" if gone else ""
+    how = f"the best with {recall:.1f}" if recall else "the last one; no validation split"
+    return f"kept epoch {model.facts_['best_epoch']} of {epochs}, {how}{early}"
 
 
 def settings(words: list[str] | None) -> dict[str, Any] | None:

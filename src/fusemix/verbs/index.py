@@ -125,7 +125,7 @@ def _questions(space: "Space", pairs: "Latents", made: "Index") -> "Tensor | Non
         return None
     items = pairs[other]
     rows = np.random.default_rng(0).permutation(len(items))[:1000]
-    return torch.from_numpy(space.embed_latents(other, items.rows.take(rows)))
+    return torch.from_numpy(space.as_queries(other, space.embed_latents(other, items.rows.take(rows))))
 
 
 def _finish(made: "Index", out: Path, previews: bool, as_json: bool, quiet: bool, note: str = "") -> None:
@@ -149,14 +149,14 @@ def _finish(made: "Index", out: Path, previews: bool, as_json: bool, quiet: bool
     near = made.approximate.facts if made.approximate is not None else None
     counts = {name: made.items["modality"].to_pylist().count(name) for name in made.found}
     if as_json:
-        dtype = str(made.embeddings.dtype).removeprefix("torch.")
+        dtype = str(made.vectors.dtype).removeprefix("torch.")
         facts = {"generation": made.generation, "items": counts, "previews": shown, "dtype": dtype, "approximate": near}
         say(json.dumps({"out": str(out), **facts}, indent=2))
         return
     if note:
         say(note)
     parts = " and ".join(f"{count:,} {name}" for name, count in counts.items())
-    say(f"{parts} items of {made.embeddings.shape[1]} numbers each, {shown:,} with a preview")
+    say(f"{parts} items of {made.dim} numbers each, {shown:,} with a preview")
     if near is not None:
         say(
             f"approximate: recall@10 {near['recall']:.3f} beside exact search (goal {near['goal']:g}), on "

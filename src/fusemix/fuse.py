@@ -1,0 +1,213 @@
+"""Join two latent spaces by whatever validation likes best: a closed form, trained adapters, or both.
+
+Closed forms take seconds and win on little data; trained adapters win on much; their scores added up are better than
+either in between, and search that corrects hubs is better than search that does not (`docs/recall.md`). Which of them
+it is, and how strongly, is looked up on held-out pairs and not decided here.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusemix.align.closed_form import ClosedForm, cca
+from fusemix.align.folds import POWER, Folds, fit_closed_forms, settings_for_search
+from fusemix.align.hubness import BANK, spaced
+from fusemix.align.moments import Moments
+from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
+from fusemix.config import FitConfig
+from fusemix.contest import Sided, Way, Winner, contest, linear
+from fusemix.data.latents import Latents
+from fusemix.errors import DataError
+from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest
+from fusemix.progress import Progress
+from fusemix.training.journal import Track
+from fusemix.training.validation import embed
+
+FEWEST_GROUPS = 20  # of which a part can be held out to choose by
+HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
+UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
+MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
+ENOUGH_PAIRS = 100_000  # above, items without partners teach nothing (arXiv 2602.23353)
+LEARN = "learn from items without partners"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What joining two latent spaces came to.
+
+    Attributes:
+        adapters: of each modality, on the CPU, in evaluation mode.
+        kind: what they are: "mlp", "cca", "ridge", "procrustes" or "both".
+        baselines: ridge and CCA; none where latents are too wide.
+        banks: (M, S) embeddings of known items of each modality, for the bias of hubs; none where it is not corrected.
+        strength: of the bias, 0 for none.
+        trained: what the training left; None where nothing was trained.
+        notes: what is odd, in words.
+        won: what won, where several ways competed.
+    """
+
+    adapters: Sided
+    kind: str
+    baselines: dict[str, ClosedForm]
+    banks: dict[str, Tensor]
+    strength: float
+    trained: Fitted | None
+    notes: list[str]
+    won: Winner | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is worth keeping, for JSON; of what was not trained, None."""
+        trained, won = self.trained, self.won
+        return {
+            "batch_size": trained.batch_size if trained else None,
+            "best_epoch": trained.best_epoch if trained else None,
+            "temperature": won.temperature if won and self.kind != "mlp" else trained.temperature if trained else None,
+            "chosen": won.way.what if won else "trained adapters",
+            "tried": won.tried if won else {},
+            "hubs": {
+                "strength": self.strength,
+                "uncorrected": None if not won or math.isnan(won.uncorrected) else round(won.uncorrected, 2),
+            },
+            "notes": self.notes,
+        }
+
+
+def fuse(
+    train: Latents, val: Latents | None, config: FitConfig, device: torch.device, progress: Progress,
+    *, unpaired: Mapping[str, Tensor], out: Path | None = None, track: Track | None = None,
+) -> Fused:  # fmt: skip
+    """Join two latent spaces by what `config.adapter` says; "auto" tries closed forms, trained adapters and both.
+
+    Args:
+        train: pairs to train on; two modalities.
+        val: pairs to choose by; None holds out a tenth of the training groups where there is something to choose.
+        config: all settings.
+        device: where to train.
+        progress: called as it goes.
+        unpaired: latents (n, D) of items without partners, by modality.
+        out: see `fit.fit_adapters`.
+        track: see `fit.fit_adapters`.
+
+    Raises:
+        DataError, DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
+    """
+    wide, trainer = too_wide(train), replace(config, adapter="mlp")
+    if config.adapter == "mlp" or (config.adapter == "auto" and wide):
+        network = fit_adapters(train, val, trainer, device, progress, out=out, track=track)
+        baselines = {} if wide else _baselines(_folds(train, config.seed), progress)
+        return Fused(network.adapters, "mlp", baselines, {}, 0.0, network, network.notes)
+    if wide:
+        raise DataError(
+            f"adapter={config.adapter!r} takes latents of at most {WIDEST:,} numbers, got {widest(train):,}; use 'mlp'"
+        )
+    part, held = (train, val) if val is not None else hold_out(train, config.seed)
+    trained = None
+    if config.adapter == "both" or (config.adapter == "auto" and held is not None):
+        trained = fit_adapters(part, held, trainer, device, progress, out=out, track=track)
+    closed = _Closed.of(part, unpaired, config, progress)
+    known = [_known(part, unpaired, name) for name in part.modalities]
+    progress("choose", 0, 1)
+    other = Way("trained adapters", "mlp", trained.adapters) if trained is not None else None
+    won = contest(closed.ways, other, known, held, config.adapter == "both")
+    progress("choose", 1, 1)
+    notes = [*(trained.notes if trained is not None else []), *closed.notes]
+    adapters, baselines = won.way.adapters, _baselines(closed.folds, progress)
+    if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
+        folds = _folds(train, config.seed)
+        known, baselines = [_known(train, unpaired, name) for name in train.modalities], _baselines(folds, progress)
+        adapters = won.way.with_closed(closed.fit(folds, won.way.unpaired))
+    sides = zip(adapters.items(), known, strict=True)
+    # In the precision in which they are kept, so that a model that was saved corrects as it did.
+    banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
+    return Fused(adapters, won.way.kind, baselines, banks, won.strength, trained, notes, won)
+
+
+def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:
+    """Return the pairs without a tenth of their groups, and those; None where there are too few groups."""
+    groups = np.random.default_rng(seed).permutation(np.unique(train.groups))
+    if len(groups) < FEWEST_GROUPS:
+        return train, None
+    held = np.isin(train.groups, groups[: min(MOST_HELD, round(HELD_SHARE * len(groups)))])
+    return train.take(~held), train.take(held)
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Closed forms of the same pairs, without and with items that have no partner.
+
+    Attributes:
+        folds: the pairs.
+        make: fits the form, with the settings that were chosen.
+        pool: items without partners; None where there are none.
+        ways: what came out.
+        notes: in words.
+    """
+
+    folds: Folds
+    make: Callable[[Moments], ClosedForm]
+    pool: Unpaired | None
+    ways: list[Way]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, part: Latents, unpaired: Mapping[str, Tensor], config: FitConfig, progress: Progress) -> "_Closed":
+        form = config.adapter if config.adapter in ("ridge", "procrustes") else "cca"
+        progress(f"fit {form}", 0, 1)
+        folds = _folds(part, config.seed)
+        make = settings_for_search(folds, form)
+        closed = cls(folds, make, None, [Way(form, form, linear(make(folds.whole), part.modalities))], [])
+        progress(f"fit {form}", 1, 1)
+        if unpaired and len(part) > ENOUGH_PAIRS:
+            closed.notes.append(f"items without partners are left out: they teach nothing beside {len(part):,} pairs")
+        elif unpaired:
+            progress(LEARN, 0, 1)
+            closed = replace(closed, pool=_pool(part, unpaired))
+            sides = linear(closed.fit(folds, unpaired=True), part.modalities)
+            closed.ways.append(Way(f"{form} that learned from items without partners", form, sides, unpaired=True))
+            progress(LEARN, 1, 1)
+        return closed
+
+    def fit(self, folds: Folds, unpaired: bool) -> ClosedForm:
+        """Fit pairs, and then items without partners, if so."""
+        form = self.make(folds.whole)
+        if not unpaired:
+            return form
+        assert self.pool is not None, "there are none"
+        again = partial(cca, shrinkage=UNPAIRED_SHRINKAGE, power=POWER)
+        return learn_unpaired(folds.whole, self.pool, form, again, UNPAIRED_SHARE)
+
+
+def _pool(part: Latents, unpaired: Mapping[str, Tensor]) -> Unpaired:
+    """Gather items without partners; where a modality has none, those of the pairs are who they may belong to."""
+    first, second = (unpaired[name] if name in unpaired else part[name].rows.whole().cpu() for name in part.modalities)
+    x = first[spaced(len(first), MOST_UNPAIRED)]
+    return Unpaired.of(x, second[spaced(len(second), PLAN_NUMBERS // len(x))])
+
+
+def _baselines(folds: Folds, progress: Progress) -> dict[str, ClosedForm]:
+    progress("fit baselines", 0, 1)
+    forms = fit_closed_forms(folds)
+    progress("fit baselines", 1, 1)
+    return forms
+
+
+def _folds(train: Latents, seed: int) -> Folds:
+    x, y = train.modalities
+    return Folds.of(train.items[x].rows, train.items[y].rows, (train.rows[x], train.rows[y]), train.groups, seed)
+
+
+def _known(train: Latents, unpaired: Mapping[str, Tensor], modality: str) -> Tensor:
+    """Return latents (M, D), float32, of some items of a modality that may be looked at, paired or not."""
+    rows = train[modality].rows
+    some = rows.take(spaced(len(rows), BANK)).float()
+    if modality in unpaired:
+        others = unpaired[modality]
+        some = torch.cat([some, others[spaced(len(others), BANK)].float()])
+    return some[spaced(len(some), BANK)]

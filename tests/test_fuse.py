@@ -1,0 +1,202 @@
+"""What validation likes best: closed forms, a network, both; without validation, with few pairs, without partners."""
+
+import numpy as np
+import pytest
+import torch
+
+import fusemix as fm
+from fusemix.align.adapters import Adapter, Joined, Linear
+from fusemix.align.hubness import corrected_recall, hub_bias
+from fusemix.config import scaled
+from fusemix.contest import Entry, Way, calibrate, contest, linear
+from fusemix.data.latents import Latents
+from fusemix.errors import DataError, MismatchError
+from fusemix.fuse import fuse, hold_out
+from fusemix.progress import silent
+from fusemix.training.validation import Sides
+from fusemix.unpaired import without_partners
+from test_transport import shared
+
+CPU = torch.device("cpu")
+QUICK = {"epochs": 2, "batch_size": 32, "depth": 0, "dim": 8}
+
+
+def pairs(count, seed=0, noise=1.0, split="train"):
+    x, y = shared(count, seed=seed, noise=noise)
+    return Latents.from_arrays(split, image=x.numpy(), text=y.numpy())
+
+
+def quick(**given):
+    return fm.FuseMix(**{**QUICK, **given})
+
+
+def recall(model, latents):
+    return np.mean([ways.recall[1] for ways in model.evaluate(latents).retrieval.values()])
+
+
+def test_auto_keeps_what_validation_likes_best_and_says_what_it_tried():
+    train, val = pairs(200), pairs(80, 1)
+    model = quick().fit(train, val=val)
+    tried = model.facts_["tried"]
+    assert list(tried.values()) == sorted(tried.values(), reverse=True)
+    assert set(tried) == {"cca", "trained adapters", *(f"cca + {s:g} trained adapters" for s in (0.3, 0.5, 0.7))}
+    assert model.facts_["chosen"] == next(iter(tried))
+    assert model.config_.adapter == "cca", "two epochs of a network cannot have learned as much"
+    assert isinstance(model.adapters_["image"], Linear)
+
+
+def test_a_network_that_validates_better_is_kept():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(700, 2))
+    x = z @ rng.normal(size=(2, 10))
+    y = np.cos(3 * z @ rng.normal(size=(2, 40)) + rng.uniform(0, 6, 40))  # little of it is linear in x
+    given = {"dim": 16, "batch_size": 100, "alpha": 0, "dropout": 0, "lr": 5e-3, "settings": {"input_dropout": 0.0}}
+    model = fm.FuseMix(epochs=30, **given).fit(x[:600], y[:600], val=(x[600:], y[600:]))
+    assert model.config_.adapter in ("mlp", "both")
+    tried = model.facts_["tried"]
+    assert tried[model.facts_["chosen"]] > tried["cca"] + 10
+
+
+@pytest.mark.parametrize("adapter", ["cca", "ridge", "procrustes"])
+def test_a_closed_form_alone_trains_nothing(adapter):
+    model = fm.FuseMix(adapter=adapter).fit(pairs(150), val=pairs(60, 1))
+    assert model.config_.adapter == adapter and model.history_ == [] and model.facts_["best_epoch"] is None
+    assert recall(model, pairs(100, 2)) > 50
+
+
+def test_the_sum_of_scores_is_one_embedding():
+    train, val = pairs(150), pairs(60, 1)
+    model = quick(adapter="both").fit(train, val=val)
+    adapter = model.adapters_["image"]
+    assert isinstance(adapter, Joined) and [type(each) for each in adapter.each] == [Linear, Adapter]
+    x, y = torch.from_numpy(val["image"].numpy()), torch.from_numpy(val["text"].numpy())
+    cosines = torch.from_numpy(model.embed_latents("image", x) @ model.embed_latents("text", y).T)
+    parts = zip(adapter.each, model.adapters_["text"].each, strict=True)
+    with torch.no_grad():
+        wanted = sum(share * a(x) @ b(y).T for share, (a, b) in zip(adapter.shares, parts, strict=True))
+    torch.testing.assert_close(cosines, wanted, atol=1e-5, rtol=0)
+    assert model.facts_["dim"] == model.embed_latents("image", x).shape[1] == 50 + 8
+
+
+def test_without_validation_some_training_groups_judge_and_the_closed_form_then_takes_them_in():
+    train = pairs(200)
+    model = fm.FuseMix(adapter="cca", seed=3).fit(train)
+    assert model.facts_["tried"] and model.facts_["chosen_on"] == []
+    rest, held = hold_out(train, 3)
+    assert len(held) == 20 and not set(held.groups) & set(rest.groups)
+    form = linear(model.baselines_["cca"], ("image", "text"))
+    torch.testing.assert_close(model.adapters_["image"].shift, form["image"].shift)  # the mean of all 200
+
+
+def test_too_few_pairs_to_hold_any_out_are_joined_by_a_closed_form_uncorrected():
+    model = quick().fit(pairs(12))
+    assert model.config_.adapter == "cca" and model.hubs_ is None and model.facts_["tried"] == {}
+    assert model.facts_["temperature"] == 0.07
+    assert quick(adapter="both").fit(pairs(12)).config_.adapter == "both"
+    two = quick().fit(pairs(2))
+    assert np.isfinite(two.embed_latents("image", pairs(2)["image"].latents)).all()
+
+
+def test_the_seed_decides_everything():
+    one, two = (quick(adapter="both", seed=5).fit(pairs(80), val=pairs(40, 1)) for _ in range(2))
+    latents = pairs(10, 2)["image"].latents
+    assert np.array_equal(one.embed_latents("image", latents), two.embed_latents("image", latents))
+
+
+def test_a_saved_model_embeds_and_corrects_as_it_did(tmp_path):
+    for adapter in ("cca", "both", "mlp"):
+        model = quick(adapter=adapter).fit(pairs(120), val=pairs(60, 1))
+        model.save(tmp_path / adapter)
+        again = fm.FuseMix.load(tmp_path / adapter)
+        latents = pairs(30, 2)
+        for name in latents:
+            numbers = latents[name].latents
+            assert np.array_equal(model.embed_latents(name, numbers), again.embed_latents(name, numbers))
+        assert (again.hubs_ is None) == (model.hubs_ is None)
+        if model.hubs_ is not None:
+            assert again.hubs_.strength == model.hubs_.strength
+            for name, bank in model.hubs_.banks.items():
+                torch.testing.assert_close(again.hubs_.banks[name], bank, atol=1e-3, rtol=0)
+        np.testing.assert_allclose(recall(again, latents), recall(model, latents), atol=4)
+
+
+def test_the_contest_is_what_a_plain_one_finds():
+    train, held = pairs(100, noise=3), pairs(50, 1, noise=3)
+    model = fm.FuseMix(adapter="cca").fit(train)
+    way = Way("cca", "cca", model.adapters_)
+    known = [train[name].rows.whole() for name in train]
+    won = contest([way], None, known, held, only=False)
+    x, y = (torch.from_numpy(model.embed_latents(name, held[name].latents)) for name in held)
+    bank_x, bank_y = (torch.from_numpy(model.embed_latents(name, each)) for name, each in zip(held, known, strict=True))
+    rows = np.arange(50), np.arange(50)
+    recalls = [corrected_recall(x, y, rows, s * hub_bias(x, bank_y), s * hub_bias(y, bank_x)) for s in (0.0, 0.25, 0.5)]
+    assert won.uncorrected == pytest.approx(recalls[0]) and won.tried["cca"] == pytest.approx(max(recalls), abs=0.01)
+    assert won.strength == (0.0, 0.25, 0.5)[int(np.argmax(recalls))]
+
+
+def test_scores_are_added_in_units_of_their_spread():
+    train, held = pairs(60), pairs(30, 1)
+    known = [train[name].rows.whole() for name in train]
+    wide = Way("wide", "cca", fm.FuseMix(adapter="cca").fit(train).adapters_)
+    narrow = Way("narrow", "procrustes", fm.FuseMix(adapter="procrustes").fit(train).adapters_)
+    sides = Sides.of(held, held.modalities, CPU)
+    first, second = (Entry.of(way, sides, known) for way in (wide, narrow))
+    both = first.joined(second, 0.3)
+    cosines = 0.7 / first.spread() * first.x @ first.y.T + 0.3 / second.spread() * second.x @ second.y.T
+    found = both.x @ both.y.T
+    torch.testing.assert_close(found / found.std(), cosines / cosines.std(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_temperature_is_the_likeliest():
+    x, y = torch.eye(5), torch.nn.functional.normalize(torch.eye(5) + 0.5, dim=1)
+    rows = np.arange(5), np.arange(5)
+    found = calibrate(x, y, rows)
+    costs = {t: float(torch.nn.functional.cross_entropy(x @ y.T / t, torch.arange(5))) for t in (found, 0.1, 0.3)}
+    assert min(costs, key=costs.get) == found
+
+
+def test_items_without_partners_are_learned_from():
+    train, val, test = pairs(40, noise=3), pairs(100, 1, noise=3), pairs(200, 2, noise=3)
+    x, y = shared(1200, seed=5, noise=3)
+    alone = fm.FuseMix(adapter="cca").fit(train, val=val)
+    others = {"image": x.numpy(), "text": y.numpy()[::-1].copy()}
+    helped = fm.FuseMix(adapter="cca").fit(train, val=val, unpaired=others)
+    assert helped.facts_["chosen"] == "cca that learned from items without partners"
+    assert recall(helped, test) > recall(alone, test) + 10
+    one_sided = fm.FuseMix(adapter="cca").fit(train, val=val, unpaired={"text": others["text"]})
+    assert "cca that learned from items without partners" in one_sided.facts_["tried"]
+
+
+def test_items_of_val_and_test_are_never_learned_from():
+    x, y = shared(30)
+    train, val = pairs(10), Latents.from_arrays("val", image=x[:5].numpy(), text=y[:5].numpy())
+    for split, count in (("train", 25), ("arrays", 25), ("val", 0), ("test", 0)):
+        given = Latents.from_arrays(split, image=x.numpy(), text=y.numpy())
+        found = without_partners([given], train, val)
+        assert len(found.get("image", ())) == count  # 5 of 30 are in val
+        if count:
+            assert torch.equal(found["image"], x[5:])
+
+
+def test_what_cannot_be_learned_from_says_so():
+    train = pairs(10)
+    with pytest.raises(DataError, match="wanted items of image or text, got audio"):
+        without_partners({"audio": np.ones((3, 4))}, train, None)
+    with pytest.raises(MismatchError, match="width"):
+        without_partners({"image": np.ones((3, 4))}, train, None)
+    assert without_partners((), train, None) == {}
+
+
+def test_many_pairs_do_without_items_that_have_no_partner(monkeypatch):
+    monkeypatch.setattr("fusemix.fuse.ENOUGH_PAIRS", 100)
+    config = scaled(120, 0).changed({"adapter": "cca"})
+    others = {"image": shared(50, seed=3)[0]}
+    fused = fuse(pairs(120), pairs(40, 1), config, CPU, silent, unpaired=others)
+    assert any("items without partners are left out" in note for note in fused.notes)
+
+
+def test_latents_too_wide_for_a_closed_form_are_refused_where_one_is_asked_for(monkeypatch):
+    monkeypatch.setattr("fusemix.fit.WIDEST", 55)
+    with pytest.raises(DataError, match="latents of at most .* numbers, got 60"):
+        fm.FuseMix(adapter="cca").fit(pairs(30))
+    assert quick().fit(pairs(30)).config_.adapter == "mlp"
