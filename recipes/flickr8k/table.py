@@ -20,9 +20,9 @@ WAYS = ("text->image", "image->text")
 # Without mixing a step loads half as many pairs; the recipe then takes about half the epochs
 # for as many steps, except on so few pairs that the epochs reach their cap.
 METHODS: dict[str, Callable[[int], fm.FuseMix]] = {
-    "linear InfoNCE": lambda seed: fm.FuseMix(depth=0, alpha=0, seed=seed),
-    "FuseMix without mixing": lambda seed: fm.FuseMix(alpha=0, seed=seed),
-    "FuseMix": lambda seed: fm.FuseMix(seed=seed),
+    "linear InfoNCE": lambda seed: fm.FuseMix(recipe="scaled", depth=0, alpha=0, seed=seed),
+    "FuseMix without mixing": lambda seed: fm.FuseMix(recipe="scaled", alpha=0, seed=seed),
+    "FuseMix": lambda seed: fm.FuseMix(recipe="scaled", seed=seed),
 }
 
 
