@@ -222,6 +222,45 @@ BUGS = [
         "        return [error for _ in asks]",
         "tests/test_server.py -k batch",
     ),
+    Bug(
+        "the bias of hubs added", "align/hubness.py", "[gallery, -bias[:, None]", "[gallery, bias[:, None]",
+        "tests/test_hubness.py",
+    ),
+    Bug(
+        "items of the modality that asks corrected, too", "search/space.py",
+        "torch.zeros_like(bias) if name == modality else bias", "bias", "tests/test_search_hubs.py",
+    ),
+    Bug(
+        "a transport plan that leaves the columns", "align/transport.py",
+        "scale_y = rows / columns / (scale_x @ kernel)", "scale_y = 0 * scale_y + 1 / (scale_x @ kernel).mean()",
+        "tests/test_transport.py",
+    ),
+    Bug(
+        "a fold judged by itself", "align/folds.py", "if i != fold]).moments()", "]).moments()", "tests/test_folds.py",
+    ),
+    Bug(
+        "held-out groups trained on", "fuse.py", "return train.take(~held), train.take(held)",
+        "return train, train.take(held)", "tests/test_fuse.py",
+    ),
+    Bug(
+        "items of a test split learned from", "unpaired.py", '("val", "test")', '("val",)', "tests/test_fuse.py",
+    ),
+    Bug(
+        "the worst way chosen", "contest.py", "key=lambda i: -max(recalls[i])", "key=lambda i: max(recalls[i])",
+        "tests/test_fuse.py",
+    ),
+    Bug(
+        "what was held out left out for ever", "fuse.py", "if part is not train and", "if part is None and",
+        "tests/test_fuse.py",
+    ),
+    Bug(
+        "scores added without their spread", "contest.py",
+        "[(1 - share) / self.spread(), share / other.spread()]", "[1 - share, share]", "tests/test_fuse.py",
+    ),
+    Bug(
+        "a migration judged by what it was learned from", "migration.py", "Rotation.fit(a[~held], b[~held])",
+        "Rotation.fit(a, b)", "tests/test_migration.py",
+    ),
 ]  # fmt: skip
 
 

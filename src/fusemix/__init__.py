@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusemix.generation import Generator
     from fusemix.inspection import Inspection, inspect
     from fusemix.matches import Probe
+    from fusemix.migration import Migration, migrate
     from fusemix.model import FuseMix
     from fusemix.probing import probe
     from fusemix.search.hit import Hit
@@ -39,6 +40,7 @@ _HOME = {
     "Inspection": "fusemix.inspection",
     "ItemError": "fusemix.data.media",
     "Latents": "fusemix.data.latents",
+    "Migration": "fusemix.migration",
     "Pairs": "fusemix.data.pairs",
     "Probe": "fusemix.matches",
     "Sound": "fusemix.sound",
@@ -47,6 +49,7 @@ _HOME = {
     "extract": "fusemix.extraction",
     "inspect": "fusemix.inspection",
     "load_encoder": "fusemix.encoders",
+    "migrate": "fusemix.migration",
     "open_index": "fusemix.search.opening",
     "open_latents": "fusemix.data.latents",
     "probe": "fusemix.probing",
@@ -67,6 +70,7 @@ __all__ = [
     "Inspection",
     "ItemError",
     "Latents",
+    "Migration",
     "Pairs",
     "Probe",
     "Sound",
@@ -75,6 +79,7 @@ __all__ = [
     "extract",
     "inspect",
     "load_encoder",
+    "migrate",
     "open_index",
     "open_latents",
     "probe",

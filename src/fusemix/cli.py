@@ -40,6 +40,7 @@ from fusemix.verbs.fit import fit
 from fusemix.verbs.generate import generate
 from fusemix.verbs.index import add, index, remove
 from fusemix.verbs.inspect import inspect
+from fusemix.verbs.migrate import migrate
 from fusemix.verbs.probe import probe
 from fusemix.verbs.search import search
 from fusemix.verbs.select import select
@@ -185,6 +186,9 @@ app.command(epilog="Example: fusemix fit latents/ -o model/")(fit)
 
 
 app.command(epilog="Example: fusemix select latents/ --keep 10000 --by diversity -o subset.parquet")(select)
+
+
+app.command(epilog="Example: fusemix migrate model/ old-latents/ new-latents/ --modality image -o index/")(migrate)
 
 
 @app.command(epilog="Example: fusemix evaluate model/ latents/ --split test")
