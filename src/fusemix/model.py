@@ -40,7 +40,7 @@ from fusemix.training.device import find_device
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed, in_blocks
-from fusemix.unpaired import without_partners
+from fusemix.unpaired import latents_of, without_partners
 
 
 class FuseMix(Parameters):
@@ -118,8 +118,9 @@ class FuseMix(Parameters):
         if folder is not None:
             claim(folder)
         config = locked(self.config(len(train)), train, self.lock, self.dim)
+        others = without_partners(unpaired, train, val)
         fused = fuse(
-            train, val, config, find_device(self.device), progress, unpaired=without_partners(unpaired, train, val),
+            train, val, config, find_device(self.device), progress, unpaired=latents_of(others),
             out=folder, track=track,
         )  # fmt: skip
         first, second = train.modalities
@@ -132,7 +133,7 @@ class FuseMix(Parameters):
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
         self.baselines_ = fused.baselines if ranks()[0] == 0 else {}
-        self.seen_ = note_seen(train, val)
+        self.seen_ = note_seen(train, val, others)
         self.facts_ = {
             "pairs": len(train),
             "items": {name: len(train[name]) for name in train.modalities},

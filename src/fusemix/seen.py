@@ -1,5 +1,6 @@
 """Which items a model has seen, so that an evaluation on them can say so: hashes of their ids, never the ids."""
 
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -8,21 +9,26 @@ from torch import Tensor
 
 from fusemix.data.latents import ItemLatents, Latents
 
-USES = {"trained on": "no measure of these", "used to choose the epoch": "slightly in our favour"}
+USES = {
+    "trained on": "no measure of these",
+    "used to choose the epoch": "slightly in our favour",
+    "learned from without their partners": "in our favour",
+}
 
 
-def note_seen(train: Latents, val: Latents | None) -> dict[str, Tensor]:
-    """Return the hashes (n,) of the items of both, under "trained on/NAME" and "used to choose the epoch/NAME"."""
+def note_seen(train: Latents, val: Latents | None, unpaired: Mapping[str, Sequence[ItemLatents]]) -> dict[str, Tensor]:
+    """Return the hashes (n,) of the items of all three, under USE/NAME for each use of USES."""
     seen = {}
-    for use, latents in zip(USES, (train, val), strict=True):
-        for name in train.modalities:
+    for name in train.modalities:
+        items = [train[name]], [val[name]] if val is not None else [], unpaired.get(name, ())
+        for use, parts in zip(USES, items, strict=True):
             none = torch.empty(0, dtype=torch.int64)
-            seen[f"{use}/{name}"] = id_hashes(latents[name]) if latents is not None else none
+            seen[f"{use}/{name}"] = torch.cat([none, *map(id_hashes, parts)])
     return seen
 
 
 def overlap(seen: dict[str, Tensor], latents: Latents) -> list[str]:
-    """Say which of the items to measure on were trained on, or chose the epoch."""
+    """Say which of the items to measure on the model has seen, and how."""
     notes = []
     for use, meaning in USES.items():
         for name in latents.modalities:

@@ -14,8 +14,8 @@ from fusemix.state import Side
 
 def without_partners(
     given: Sequence[Latents] | Mapping[str, ArrayLike], train: Latents, val: Latents | None
-) -> dict[str, Tensor]:
-    """Return latents (n, D) of items without partners, by modality.
+) -> dict[str, list[ItemLatents]]:
+    """Return items without partners, by modality.
 
     Args:
         given: arrays by modality; or latents of one or more modalities, of whose splits val and test nothing is taken,
@@ -27,7 +27,7 @@ def without_partners(
         DataError: no modality of the pairs, latents of another shape, or values that are not finite.
         MismatchError: latents of another encoder.
     """
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[ItemLatents]] = {}
     if isinstance(given, Mapping):
         given = [Latents.from_arrays("arrays", **{name: array}) for name, array in given.items()]
     for latents in given:
@@ -40,11 +40,16 @@ def without_partners(
         for name in names:
             Side.of(train.items[name]).check(allowed.items[name])
             found.setdefault(name, []).append(_unseen(allowed[name], val))
-    return {name: torch.cat(parts) for name, parts in found.items() if sum(map(len, parts))}
+    return {name: parts for name, parts in found.items() if any(map(len, parts))}
 
 
-def _unseen(items: ItemLatents, val: Latents | None) -> Tensor:
-    """Return the latents of items that are not among those one chooses by."""
+def latents_of(items: Mapping[str, Sequence[ItemLatents]]) -> dict[str, Tensor]:
+    """Return the latents (n, D) of each modality in one tensor, float32."""
+    return {name: torch.cat([each.rows.whole().cpu().float() for each in parts]) for name, parts in items.items()}
+
+
+def _unseen(items: ItemLatents, val: Latents | None) -> ItemLatents:
+    """Leave out items that are among those one chooses by."""
     judges = set() if val is None or items.modality not in val.items else set(val[items.modality].ids)
     keep = [row for row, id_ in enumerate(items.ids) if id_ not in judges]
-    return items.rows.take(np.array(keep, dtype=np.int64)).float()
+    return items.select(np.array(keep, dtype=np.int64))

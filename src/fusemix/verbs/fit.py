@@ -68,7 +68,7 @@ def fit(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train the adapters on the split train, and ridge and CCA beside them.
+    """Join two latent spaces on the split train, and fit ridge and CCA beside.
 
     Run it again to go on after an interruption. Under torchrun the processes share every batch.
     """
