@@ -239,8 +239,8 @@ BUGS = [
         "a fold judged by itself", "align/folds.py", "if i != fold]).moments()", "]).moments()", "tests/test_folds.py",
     ),
     Bug(
-        "held-out groups trained on", "fuse.py", "return train.take(~held), train.take(held)",
-        "return train, train.take(held)", "tests/test_fuse.py",
+        "held-out groups trained on", "fuse.py", "return train.take(~held), judges",
+        "return train, judges", "tests/test_fuse.py",
     ),
     Bug(
         "items of a test split learned from", "unpaired.py", '("val", "test")', '("val",)', "tests/test_fuse.py",

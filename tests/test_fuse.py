@@ -87,6 +87,10 @@ def test_without_validation_some_training_groups_judge_and_the_closed_form_then_
     torch.testing.assert_close(model.adapters_["image"].shift, train["image"].latents.mean(dim=0))  # of all 200
 
 
+def test_pairs_of_any_split_may_be_trained_on_and_then_some_of_them_judge():
+    assert quick().fit(pairs(60, split="test")).facts_["tried"]
+
+
 def test_too_few_pairs_to_hold_any_out_are_joined_by_a_closed_form_uncorrected():
     model = quick().fit(pairs(12))
     assert model.config_.adapter == "cca" and model.hubs_ is None and model.facts_["tried"] == {}

@@ -44,6 +44,7 @@ def main() -> None:
         for fold in range(given.folds):
             train, test = latents.take(fold_of != fold), latents.take(fold_of == fold)
             model = fm.FuseMix(seed=seed).fit(train)
+            print(f"# seed {seed}, fold {fold}: {model.facts_['chosen']}, hubs {model.facts_['hubs']}", flush=True)
             for name, figures in measure(model, test).items():
                 parts[name].append((len(test), figures))
         for name, folds in parts.items():
@@ -76,6 +77,8 @@ def measure(model: fm.FuseMix, test: fm.Latents) -> dict[str, Figures]:
         "CCA": lambda name: embed_by_cca(model, name, test[name].latents),
         "FuseMix": lambda name: torch.from_numpy(model.embed_latents(name, test[name].latents)),
     }
+    if model.hubs_ is not None:
+        methods["FuseMix, hubs corrected"] = methods["FuseMix"]
     found: dict[str, Figures] = {"chance": {}}
     for way, (query, _) in WAYS.items():
         of_query = relevant if query == "text" else relevant.T
@@ -85,7 +88,11 @@ def measure(model: fm.FuseMix, test: fm.Latents) -> dict[str, Figures]:
         at = [1 - np.prod([(size - right - i).clip(0) / (size - i) for i in range(k)], axis=0) for k in (1, 5, 10)]
         found["chance"][way] = [100 * float(value.mean()) for value in (*at, same.mean(axis=1))]
         for name, embed in methods.items():
-            scores = embed(query) @ embed("sound" if query == "text" else "text").T
+            other = "sound" if query == "text" else "text"
+            gallery = embed(other)
+            scores = embed(query) @ gallery.T
+            if name == "FuseMix, hubs corrected" and model.hubs_ is not None:
+                scores = scores - model.hubs_.bias(other, gallery)
             order = scores.argsort(dim=1, descending=True, stable=True).numpy()
             hit = np.take_along_axis(of_query, order, axis=1)
             recalls = [100 * float(hit[:, :k].any(axis=1).mean()) for k in (1, 5, 10)]

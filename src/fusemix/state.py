@@ -154,15 +154,23 @@ class State:
         settings = "\n".join(f"- {name}: {value}" for name, value in self.config.to_dict().items())
         subset = facts.get("subset")
         picked = f", picked by {subset['by']} from {subset['n']:,}" if subset else ""
-        chosen = f"chosen on {facts['val_pairs']:,} pairs of {', '.join(facts['chosen_on'])}"
+        epoch = "" if facts["best_epoch"] is None else f"; epoch {facts['best_epoch']} of the training"
+        judges = f"chosen on {facts['val_pairs']:,} pairs of {', '.join(facts['chosen_on'])}"
+        tried = "".join(f"\n- {what}: {recall:.1f}" for what, recall in facts["tried"].items())
+        if tried:
+            tried = f" Mean R@1, 5, 10 of both ways on the pairs that chose:\n{tried}"
+        if self.hubs is not None:
+            tried += f"\n\nHubs are corrected by {self.hubs.strength:g}; without, {facts['hubs']['uncorrected']:.1f}."
         return f"""# {first} and {second} in one space
 
-Adapters trained with fusemix (FuseMix, arXiv 2312.10144) on the latents of two frozen encoders:
+Adapters fitted with fusemix (after FuseMix, arXiv 2312.10144) to the latents of two frozen encoders:
 
 {encoders}
 
-{facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}{picked}; {facts["parameters"]:,} parameters; epoch \
-{facts["best_epoch"]}, {chosen if facts["chosen_on"] else "the last one"}; {facts["seconds"]:g} s.
+{facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}{picked}; {facts["parameters"]:,} numbers \
+learned{epoch}; {judges if facts["chosen_on"] else "no validation split chose"}; {facts["seconds"]:g} s.
+
+What they are: {facts["chosen"]}.{tried}
 
 ## Settings
 
@@ -174,7 +182,7 @@ Adapters trained with fusemix (FuseMix, arXiv 2312.10144) on the latents of two 
 import fusemix as fm
 
 model = fm.FuseMix.load("FOLDER")
-model.embed_latents("{first}", latents)  # (N, {width}) -> (N, {self.config.dim})
+model.embed_latents("{first}", latents)  # (N, {width}) -> (N, {facts["dim"]})
 ```
 
 The licences of the encoders and of the data pass on to these adapters.
