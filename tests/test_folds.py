@@ -25,10 +25,10 @@ def test_folds_hold_every_pair_once_and_groups_whole():
 
 def test_small_folds_are_all_judged_and_of_large_ones_one():
     x, y = shared(6000, dim_x=4, dim_y=4)
-    assert len(Folds.of(x[:100], y[:100], straight(100), np.arange(100), 0).judges()) == 5
-    assert len(Folds.of(x, y, straight(6000), np.arange(6000), 0).judges()) == 1
-    assert Folds.of(x[:4], y[:4], straight(4), np.arange(4), 0).judges() == []
-    assert Folds.of(x[:9], y[:9], straight(9), np.zeros(9, int), 0).judges() == []
+    assert len(Folds.of(x[:100], y[:100], straight(100), np.arange(100), 0).judges) == 5
+    assert len(Folds.of(x, y, straight(6000), np.arange(6000), 0).judges) == 1
+    assert Folds.of(x[:4], y[:4], straight(4), np.arange(4), 0).judges == []
+    assert Folds.of(x[:9], y[:9], straight(9), np.zeros(9, int), 0).judges == []
 
 
 def test_the_settings_are_the_best_of_a_corrected_search():

@@ -11,10 +11,10 @@ from fusemix.config import scaled
 from fusemix.contest import Entry, Way, calibrate, contest
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError
-from fusemix.fuse import fuse, hold_out
+from fusemix.fuse import fuse, hold_out, latents_of
 from fusemix.progress import silent
 from fusemix.training.validation import Sides
-from fusemix.unpaired import latents_of, without_partners
+from fusemix.unpaired import without_partners
 from test_transport import shared
 
 CPU = torch.device("cpu")
@@ -177,27 +177,31 @@ def test_items_of_val_and_test_are_never_learned_from():
     train, val = pairs(10), Latents.from_arrays("val", image=x[:5].numpy(), text=y[:5].numpy())
     for split, count in (("train", 25), ("arrays", 25), ("val", 0), ("test", 0)):
         given = Latents.from_arrays(split, image=x.numpy(), text=y.numpy())
-        found = without_partners([given], train, val)
-        assert sum(map(len, found.get("image", ()))) == count  # 5 of 30 are in val
+        found = latents_of(without_partners([given], train), val)
+        assert len(found.get("image", ())) == count  # 5 of 30 are in val
         if count:
-            assert torch.equal(latents_of(found)["image"], x[5:])
+            assert torch.equal(found["image"], x[5:])
 
 
 def test_what_cannot_be_learned_from_says_so():
     train = pairs(10)
     with pytest.raises(DataError, match="wanted items of image or text, got audio"):
-        without_partners({"audio": np.ones((3, 4))}, train, None)
+        without_partners({"audio": np.ones((3, 4))}, train)
     with pytest.raises(MismatchError, match="width"):
-        without_partners({"image": np.ones((3, 4))}, train, None)
-    assert without_partners((), train, None) == {}
+        without_partners({"image": np.ones((3, 4))}, train)
+    assert without_partners((), train) == {}
 
 
 def test_many_pairs_do_without_items_that_have_no_partner(monkeypatch):
     monkeypatch.setattr("fusemix.fuse.ENOUGH_PAIRS", 100)
     config = scaled(120, 0).changed({"adapter": "cca"})
-    others = {"image": shared(50, seed=3)[0]}
+    others = {"image": [pairs(50, 3).items["image"]]}
     fused = fuse(pairs(120), pairs(40, 1), config, CPU, silent, unpaired=others)
-    assert any("items without partners are left out" in note for note in fused.notes)
+    assert any("items without partners are left out" in note for note in fused.notes) and not fused.learned
+    for adapter in ("ridge", "mlp"):
+        given = config.changed({"adapter": adapter, **QUICK})
+        fused = fuse(pairs(120), pairs(40, 1), given, CPU, silent, unpaired=others)
+        assert any("left out" in note for note in fused.notes) and not fused.learned
 
 
 def test_latents_too_wide_for_a_closed_form_are_refused_where_one_is_asked_for(monkeypatch):
@@ -205,3 +209,44 @@ def test_latents_too_wide_for_a_closed_form_are_refused_where_one_is_asked_for(m
     with pytest.raises(DataError, match="latents of at most .* numbers, got 60"):
         fm.FuseMix(adapter="cca").fit(pairs(30))
     assert quick().fit(pairs(30)).config_.adapter == "mlp"
+
+
+@pytest.mark.parametrize("adapter", ["cca", "auto", "mlp"])
+def test_what_cannot_be_fitted_says_so_also_where_nothing_is_trained(adapter):
+    model = quick(adapter=adapter)
+    x, y = shared(40)
+    with pytest.raises(DataError, match="must not be chosen on a split named 'test'"):
+        model.fit(pairs(60), val=pairs(30, 1, split="test"))
+    with pytest.raises(DataError, match="at least 2 pairs"):
+        model.fit(x[:1], y[:1])
+    with pytest.raises(DataError, match="modalities"):
+        model.fit(Latents.from_arrays("train", image=x.numpy()))
+
+
+def test_validation_pairs_may_name_the_modalities_in_another_order():
+    train, val = pairs(100), pairs(60, 1)
+    turned = Latents.from_arrays("val", text=val["text"].numpy(), image=val["image"].numpy())
+    one, two = (fm.FuseMix(adapter="cca").fit(train, val=each) for each in (val, turned))
+    assert one.facts_["tried"] == two.facts_["tried"] and one.facts_["temperature"] == two.facts_["temperature"]
+
+
+def test_a_few_items_without_partners_do_no_harm():
+    train, test = pairs(18), pairs(100, 2)
+    x, y = shared(3, seed=5)
+    alone = recall(fm.FuseMix(adapter="cca").fit(train), test)
+    for count, other in ((18, train), (60, pairs(60))):
+        model = fm.FuseMix(adapter="cca").fit(other, unpaired={"image": x.numpy(), "text": y.numpy()})
+        assert recall(model, test) > 0.9 * alone, count
+
+
+def test_the_items_that_are_held_out_to_choose_by_are_not_learned_from():
+    train = pairs(100)
+    _, held = hold_out(train, 0)
+    found = latents_of(without_partners([train], train), held)
+    judges = held["image"].latents
+    assert len(found["image"]) == 90 and not any(bool((found["image"] == judge).all(dim=1).any()) for judge in judges)
+
+
+def test_a_closed_form_is_not_forecast():
+    with pytest.raises(DataError, match="trains nothing"):
+        fm.FuseMix(adapter="cca").forecast(pairs(30))

@@ -38,7 +38,11 @@ def test_spaces_of_other_widths_are_turned_too():
     old, new, _ = encoders(200)
     wide = torch.cat([new, torch.zeros(200, 5)], dim=1)
     assert Rotation.fit(old, wide)(old).shape == (200, 65)
-    assert Rotation.fit(wide, old)(wide).shape == (200, 60)
+    narrow = 2 * old[:, :20]
+    fitted = Rotation.fit(old, narrow)
+    centred = old - old.mean(dim=0)
+    best = [float(((s * (fitted(old) - fitted.offset) - 2 * centred[:, :20]) ** 2).sum()) for s in (0.9, 1.0, 1.1)]
+    assert best[1] == min(best)  # the scale is that of least squares
 
 
 def test_a_gallery_is_migrated_and_what_is_kept_is_said():

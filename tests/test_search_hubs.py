@@ -108,3 +108,9 @@ def test_cells_answer_with_corrected_scores(model, index, pairs, monkeypatch):
     found = near.search(query, 5, "text")
     np.testing.assert_allclose([hit.score for hit in found], [exact[hit.modality, hit.id] for hit in found], atol=1e-5)
     assert (found[0].modality, found[0].id) == max(exact, key=lambda key: exact[key])
+
+
+def test_queries_of_another_width_are_refused(index):
+    for width in (5, index.dim - 1, index.dim + 1, index.dim + 3):
+        with pytest.raises(fm.errors.DataError, match=f"embeddings of {index.dim} numbers, the queries have {width}"):
+            index.search_embeddings(torch.ones(1, width), 3)

@@ -6,7 +6,7 @@ it is, and how strongly, is looked up on held-out pairs and not decided here.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from fusemix.align.moments import Moments
 from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
 from fusemix.config import FitConfig
 from fusemix.contest import Sided, Way, Winner, contest, linear
-from fusemix.data.latents import Latents
+from fusemix.data.latents import ItemLatents, Latents
 from fusemix.errors import DataError
 from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest
 from fusemix.progress import Progress
+from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
@@ -34,6 +35,7 @@ FEWEST_GROUPS = 20  # of which a part can be held out to choose by
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
 MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
+MOST_LATENTS = 2**17  # of items without partners of a modality, in memory
 ENOUGH_PAIRS = 100_000  # above, items without partners teach nothing (arXiv 2602.23353)
 LEARN = "learn from items without partners"
 
@@ -50,6 +52,7 @@ class Fused:
         strength: of the bias, 0 for none.
         trained: what the training left; None where nothing was trained.
         notes: what is odd, in words.
+        learned: items without partners were looked at.
         won: what won, where several ways competed.
     """
 
@@ -60,6 +63,7 @@ class Fused:
     strength: float
     trained: Fitted | None
     notes: list[str]
+    learned: bool = False
     won: Winner | None = None
 
     def facts(self) -> dict[str, Any]:
@@ -81,7 +85,7 @@ class Fused:
 
 def fuse(
     train: Latents, val: Latents | None, config: FitConfig, device: torch.device, progress: Progress,
-    *, unpaired: Mapping[str, Tensor], out: Path | None = None, track: Track | None = None,
+    *, unpaired: Mapping[str, Sequence[ItemLatents]], out: Path | None = None, track: Track | None = None,
 ) -> Fused:  # fmt: skip
     """Join two latent spaces by what `config.adapter` says; "auto" tries closed forms, trained adapters and both.
 
@@ -91,7 +95,7 @@ def fuse(
         config: all settings.
         device: where to train.
         progress: called as it goes.
-        unpaired: latents (n, D) of items without partners, by modality.
+        unpaired: items without partners, by modality; those that one chooses by are left out.
         out: see `fit.fit_adapters`.
         track: see `fit.fit_adapters`.
 
@@ -102,7 +106,8 @@ def fuse(
     if config.adapter == "mlp" or (config.adapter == "auto" and wide):
         network = fit_adapters(train, val, trainer, device, progress, out=out, track=track)
         baselines = {} if wide else _baselines(_folds(train, config.seed), progress)
-        return Fused(network.adapters, "mlp", baselines, {}, 0.0, network, network.notes)
+        ignored = ["items without partners teach closed forms alone, and were left out"] if unpaired else []
+        return Fused(network.adapters, "mlp", baselines, {}, 0.0, network, [*network.notes, *ignored])
     if wide:
         raise DataError(
             f"adapter={config.adapter!r} takes latents of at most {WIDEST:,} numbers, got {widest(train):,}; use 'mlp'"
@@ -111,22 +116,29 @@ def fuse(
     trained = None
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
         trained = fit_adapters(part, held, trainer, device, progress, out=out, track=track)
-    closed = _Closed.of(part, unpaired, config, progress)
-    known = [_known(part, unpaired, name) for name in part.modalities]
+        notes = trained.notes
+    else:
+        notes = [note for found in check_pairs(part).values() for note in found.notes()]
+        if held is not None:
+            check_validation(part, held)
+    others = latents_of(unpaired, held)
+    closed = _Closed.of(part, others, config, progress)
+    known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
     other = Way("trained adapters", "mlp", trained.adapters) if trained is not None else None
     won = contest(closed.ways, other, known, held, config.adapter == "both")
     progress("choose", 1, 1)
-    notes = [*(trained.notes if trained is not None else []), *closed.notes]
-    adapters, baselines = won.way.adapters, _baselines(closed.folds, progress)
+    adapters, folds = won.way.adapters, closed.folds
     if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
         folds = _folds(train, config.seed)
-        known, baselines = [_known(train, unpaired, name) for name in train.modalities], _baselines(folds, progress)
+        known = [_known(train, others if closed.pool else {}, name) for name in train.modalities]
         adapters = won.way.with_closed(closed.fit(folds, won.way.unpaired))
     sides = zip(adapters.items(), known, strict=True)
     # In the precision in which they are kept, so that a model that was saved corrects as it did.
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
-    return Fused(adapters, won.way.kind, baselines, banks, won.strength, trained, notes, won)
+    baselines, notes = _baselines(folds, progress), [*notes, *closed.notes]
+    learned = closed.pool is not None
+    return Fused(adapters, won.way.kind, baselines, banks, won.strength, trained, notes, learned, won)
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:
@@ -166,7 +178,9 @@ class _Closed:
         make = settings_for_search(folds, form)
         closed = cls(folds, make, None, [Way(form, form, linear(make(folds.whole), part.modalities))], [])
         progress(f"fit {form}", 1, 1)
-        if unpaired and len(part) > ENOUGH_PAIRS:
+        if unpaired and form != "cca":
+            closed.notes.append(f"items without partners teach CCA alone, and were left out beside {form}")
+        elif unpaired and len(part) > ENOUGH_PAIRS:
             closed.notes.append(f"items without partners are left out: they teach nothing beside {len(part):,} pairs")
         elif unpaired:
             progress(LEARN, 0, 1)
@@ -183,7 +197,23 @@ class _Closed:
             return form
         assert self.pool is not None, "there are none"
         again = partial(cca, shrinkage=UNPAIRED_SHRINKAGE, power=POWER)
-        return learn_unpaired(folds.whole, self.pool, form, again, UNPAIRED_SHARE)
+        few = min(len(np.unique(rows)) for rows in folds.pairs)
+        many = min(len(self.pool.x), len(self.pool.y))
+        return learn_unpaired(folds.whole, self.pool, form, again, min(UNPAIRED_SHARE, many / (many + few)))
+
+
+def latents_of(items: Mapping[str, Sequence[ItemLatents]], held: Latents | None) -> dict[str, Tensor]:
+    """Return latents (n, D) of items of each modality, float32, spread over all but those that one chooses by."""
+    found = {}
+    for name, parts in items.items():
+        judges = set() if held is None else set(held[name].ids)
+        most = MOST_LATENTS // len(parts)
+        some = [each.select(spaced(len(each), most)) for each in parts if len(each)]
+        keep = [np.array([row for row, id_ in enumerate(each.ids) if id_ not in judges], np.int64) for each in some]
+        rows = [each.rows.take(chosen).cpu().float() for each, chosen in zip(some, keep, strict=True)]
+        if sum(map(len, rows)):
+            found[name] = torch.cat(rows)
+    return found
 
 
 def _pool(part: Latents, unpaired: Mapping[str, Tensor]) -> Unpaired:

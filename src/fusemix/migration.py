@@ -45,7 +45,8 @@ class Rotation:
         m = moments(old, new, (rows, rows))
         form = procrustes(m)
         turn = form.map_x @ form.map_y.T
-        scale = float((turn.double() * m.xy).sum() / m.xx.diagonal().sum().clamp(min=1e-12))
+        turned = turn.double()
+        scale = float((turned * m.xy).sum() / (turned * (m.xx @ turned)).sum().clamp(min=1e-12))
         return cls(form.shift_x, scale * turn, form.shift_y)
 
     def __call__(self, latents: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from fusemix.training.device import find_device
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed, in_blocks
-from fusemix.unpaired import latents_of, without_partners
+from fusemix.unpaired import without_partners
 
 
 class FuseMix(Parameters):
@@ -118,9 +118,9 @@ class FuseMix(Parameters):
         if folder is not None:
             claim(folder)
         config = locked(self.config(len(train)), train, self.lock, self.dim)
-        others = without_partners(unpaired, train, val)
+        others = without_partners(unpaired, train)
         fused = fuse(
-            train, val, config, find_device(self.device), progress, unpaired=latents_of(others),
+            train, val, config, find_device(self.device), progress, unpaired=others,
             out=folder, track=track,
         )  # fmt: skip
         first, second = train.modalities
@@ -133,7 +133,7 @@ class FuseMix(Parameters):
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
         self.baselines_ = fused.baselines if ranks()[0] == 0 else {}
-        self.seen_ = note_seen(train, val, others)
+        self.seen_ = note_seen(train, val, others if fused.learned else {})
         self.facts_ = {
             "pairs": len(train),
             "items": {name: len(train[name]) for name in train.modalities},
@@ -158,6 +158,8 @@ class FuseMix(Parameters):
         if val is not None:
             check_validation(train, val)
         config = locked(self.config(len(train)), train, self.lock, self.dim)
+        if config.adapter not in ("auto", "mlp", "both"):
+            raise DataError(f"adapter={config.adapter!r} trains nothing, and takes seconds to minutes: just fit it")
         return foresee(train, config, find_device(self.device), val)
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -21,6 +21,7 @@ SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 POWER = 0.75  # of the correlations, where hubs are corrected: from 200 to 6,000 pictures no other gained more
 FOLDS = 5
 ENOUGH = 1000  # items that tell settings apart: where the folds have so many of either side, one fold is looked at
+WIDE = 1024  # numbers in the narrower latent, above which a decomposition takes too long to be done for every fold
 JUDGED, BANKED = 5000, 2048  # pairs of a fold that are looked at, and known queries for their bias
 STRENGTH = 0.5  # of the bias
 Maker = Callable[..., ClosedForm]
@@ -67,15 +68,18 @@ class Folds:
         """Return the moments of all pairs but those of a fold."""
         return reduce(Sums.__add__, [sums for i, sums in enumerate(self.sums) if i != fold]).moments()
 
+    @cached_property
     def judges(self) -> list["Judge"]:
-        """Return who judges forms that are fitted without a fold: one for every fold, or for one of large folds.
+        """Who judges forms that are fitted without a fold: one for every fold, or for one of large or wide ones.
 
         Nobody where a fold has fewer than two pairs.
         """
         if len(self.held) < 2 or min(map(len, self.held)) < 2:
             return []
         fewest = min(len(np.unique(rows[held])) for rows in self.pairs for held in self.held)
-        return [Judge.of(self, fold) for fold in range(1 if fewest >= ENOUGH else len(self.held))]
+        narrowest = min(self.x.shape[1], self.y.shape[1])
+        count = 1 if fewest >= ENOUGH or narrowest > WIDE else len(self.held)
+        return [Judge.of(self, fold) for fold in range(count)]
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def fit_closed_forms(folds: Folds) -> dict[str, ClosedForm]:
     Returns:
         A map for each name of CLOSED_FORMS.
     """
-    judges = folds.judges()
+    judges = folds.judges
     chosen = {name: _shrinkage(form, judges, Judge.plain) for name, form in CLOSED_FORMS.items()}
     return {name: form(folds.whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
 
@@ -146,7 +150,7 @@ def settings_for_search(folds: Folds, form: str) -> Callable[[Moments], ClosedFo
     if form == "procrustes":
         return procrustes
     make: Maker = ridge if form == "ridge" else partial(cca, power=POWER)
-    return partial(make, shrinkage=_shrinkage(make, folds.judges(), Judge.corrected))
+    return partial(make, shrinkage=_shrinkage(make, folds.judges, Judge.corrected))
 
 
 def _shrinkage(make: Maker, judges: list[Judge], score: Callable[[Judge, ClosedForm], float]) -> float:
@@ -163,5 +167,5 @@ def cross_fit(folds: Folds, form: str = "cca") -> list[tuple[NDArray[np.int64], 
     Returns:
         For each fold its pairs (as numbers of 0..P-1, ascending) and the form that was fitted without them.
     """
-    shrinkage = _shrinkage(CLOSED_FORMS[form], folds.judges(), Judge.plain)
+    shrinkage = _shrinkage(CLOSED_FORMS[form], folds.judges, Judge.plain)
     return [(held, CLOSED_FORMS[form](folds.without(i), shrinkage)) for i, held in enumerate(folds.held)]

@@ -312,7 +312,13 @@ class Index:
         return found[item.modality or next(iter(found))]
 
     def _padded(self, queries: Tensor) -> Tensor:
-        """Let queries (Q, S) correct no hubs: (Q, S + M); those that say whether they do stay."""
+        """Let queries (Q, S) correct no hubs: (Q, S + M); those that say whether they do stay.
+
+        Raises:
+            DataError: queries of another width.
+        """
+        if queries.shape[1] not in (self.dim, self.vectors.shape[1]):
+            raise DataError(f"the index holds embeddings of {self.dim} numbers, the queries have {queries.shape[1]}")
         return torch.nn.functional.pad(queries, (0, self.vectors.shape[1] - queries.shape[1]))
 
     def _item(self, term: Term) -> NDArray[np.float32]:

@@ -36,6 +36,8 @@ def migrate(
     for pairs, folder in ((before, old), (after, new)):
         if modality not in pairs.modalities:
             raise DataError(f"{folder} holds no {modality!r}; {choices(modality, pairs.modalities)}")
+    if modality not in fitted.sides_:
+        raise DataError(f"{model} does not join {modality!r}; {choices(modality, fitted.sides_)}")
     fitted.sides_[modality].check(after.items[modality])
     found = fm.migrate(before.items[modality], after.items[modality], seed)
     unseen = after.take(after.splits != "train")  # what the model was fitted on says little
