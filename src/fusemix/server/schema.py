@@ -46,7 +46,7 @@ class SearchIn(Strict):
 
 
 class HitOut(BaseModel):
-    """One answer; `score` is a cosine, or null where nothing was asked for."""
+    """One answer; `score` is a cosine less the bias of a hub, or null where nothing was asked for."""
 
     modality: str
     kind: str
