@@ -275,7 +275,8 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
             saved = time.monotonic()
             cost = saved - began
             meter.start(run.step)
-    progress("fit", steps * run.config.epochs, steps * run.config.epochs, note)  # also where it stopped early
+    if run.step < steps * run.config.epochs:  # it stopped early, and is done all the same
+        progress("fit", steps * run.config.epochs, steps * run.config.epochs, note)
 
 
 def _note(run: Run, speed: dict[str, float]) -> str:
