@@ -172,6 +172,7 @@ class _Closed:
 
     @classmethod
     def of(cls, part: Latents, unpaired: Mapping[str, Tensor], config: FitConfig, progress: Progress) -> "_Closed":
+        """Fit CCA, or the closed form that `config.adapter` names; and again with items without partners."""
         form = config.adapter if config.adapter in ("ridge", "procrustes") else "cca"
         progress(f"fit {form}", 0, 1)
         folds = _folds(part, config.seed)
