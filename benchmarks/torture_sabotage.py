@@ -228,7 +228,29 @@ BUGS = [
     ),
     Bug(
         "items of the modality that asks corrected, too", "search/space.py",
-        "torch.zeros_like(bias) if name == modality else bias", "bias", "tests/test_search_hubs.py",
+        "if name != modality:", "if True:", "tests/test_search_hubs.py",
+    ),
+    Bug(
+        "a space that moves towards the newcomer", "onto.py", "{**fused.adapters, hub: target.adapters[hub]}",
+        "dict(fused.adapters)", "tests/test_onto.py",
+    ),
+    Bug(
+        "baselines of the target and not of the latents", "onto.py", "folds_of(train, config.seed)",
+        "folds_of(landed, config.seed)", "tests/test_onto.py",
+    ),
+    Bug(
+        "a target that is centred", "align/closed_form.py", "shift_y=torch.zeros_like(form.shift_y)",
+        "shift_y=form.shift_y", "tests/test_onto.py",
+    ),
+    Bug(
+        "any two spaces taken for one", "align/adapters.py",
+        "return alike and all(torch.equal(mine[name], theirs[name]) for name in mine)", "return True",
+        "tests/test_onto.py",
+    ),
+    Bug(
+        "shrinkage by the directions that are there", "align/closed_form.py",
+        "shrinkage * covariance.diagonal().mean()",
+        "shrinkage * values.mean()", "tests/test_closed_form.py",
     ),
     Bug(
         "a transport plan that leaves the columns", "align/transport.py",

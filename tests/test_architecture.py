@@ -16,7 +16,7 @@ FLOORS = {
     "seen": 3, "state": 3, "queries": 3, "evaluate": 3, "model": 3, "curves": 3, "report": 3, "demo": 3,
     "tracking": 3, "page": 3, "inspection": 3, "matches": 3, "probing": 3, "subsets": 3, "studies": 3,
     "search": 3, "zeroshot": 3, "judgement": 3,
-    "generation": 3, "contact_sheet": 3, "unpaired": 3, "migration": 3,
+    "generation": 3, "contact_sheet": 3, "unpaired": 3, "onto": 3, "migration": 3,
     "arguments": 4, "terminal": 4, "verbs": 4, "server": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
 WINGS = {"data", "encoders", "align"}

@@ -1,12 +1,14 @@
 """Ridge and CCA against scikit-learn, scipy and the textbook; shrinkage where there are fewer pairs than dimensions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
 from sklearn.linear_model import Ridge
 
-from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, cca, principal, ridge
+from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, cca, principal, ridge, ridge_onto
 from fusemix.align.folds import SHRINKAGES, Folds, cross_fit, fit_closed_forms
 from fusemix.align.metrics import mean_recall
 from fusemix.align.moments import moments
@@ -168,3 +170,19 @@ def test_principal_components_are_those_of_a_singular_value_decomposition(count,
     np.testing.assert_allclose(np.abs(got.numpy()), np.abs(u[:, :6] * s[:6]), atol=1e-4)
     whole = principal(z, 1000)  # a turn: distances stay
     np.testing.assert_allclose(torch.pdist(whole), torch.pdist(z), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [ridge, cca, ridge_onto])
+@pytest.mark.parametrize(("items", "captions"), [(12, 1), (12, 3), (60, 1)])
+def test_few_pairs_of_wide_latents_give_what_a_full_decomposition_gives(form, items, captions):
+    """Only directions that the items have are looked for; 60 items of 100 numbers are decomposed in full anyway."""
+    rng = np.random.default_rng(items)
+    x = torch.from_numpy(rng.normal(size=(items, 100)) * np.logspace(0, -4, 100))
+    y = torch.from_numpy(rng.normal(size=(items * captions, 40)))
+    m = moments(x, y, (np.repeat(np.arange(items), captions), np.arange(items * captions)))
+    full = replace(m, most_x=None, most_y=None)
+    assert m.eigen_x[1].shape[1] == (items if items == 12 else 100) and full.eigen_x[1].shape[1] == 100
+    for shrinkage in (0.003, 1.0):
+        one, other = form(m, shrinkage), form(full, shrinkage)
+        found, wanted = (f.embed_x(x.float()) @ f.embed_y(y.float()).T for f in (one, other))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)

@@ -478,7 +478,7 @@ def test_spaces_that_are_not_one_are_refused(three, small):
     )
     word, image, sound = (three[name][few] for name in ("word", "image", "sound"))
     first = make("word", image=image, word=word)
-    with pytest.raises(MismatchError, match="share a space only where both were fitted with the same locked modality"):
+    with pytest.raises(MismatchError, match="share a space only where both embed one modality in the very same way"):
         Space([first, small])
     with pytest.raises(MismatchError, match=r"locked to different encoders.*: width \(was 6, is 5\)"):
         Space([first, make("word", sound=sound, word=word[:, :5])])

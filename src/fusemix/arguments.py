@@ -87,7 +87,7 @@ def read_given(context: typer.Context, source: str, given: Mapping[str, str], **
 
     for name, value in given.items():
         known = [option.lstrip("-") for p in context.command.params for option in p.opts if option.startswith("--")]
-        if "=" not in value and name not in ("image", "text") and get_close_matches(name, known):
+        if "=" not in value and name not in ("image", "text") and get_close_matches(name, known, cutoff=0.75):
             raise DataError(
                 f"--{name} {value}: no such option; {choices(name, known)} (a modality is --NAME COLUMN=ENCODER)"
             )

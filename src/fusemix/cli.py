@@ -207,7 +207,8 @@ def evaluate(
     import fusemix as fm
     from fusemix.terminal import say, show_evaluation
 
-    pairs, fitted = fm.open_latents(latents), fm.FuseMix.load(model)
+    fitted = fm.FuseMix.load(model)
+    pairs = fm.open_latents(latents, fitted.modalities_)
     measured = pairs.only(split or ("test" if "test" in pairs.splits else "val"))
     evaluation = fitted.evaluate(measured)
     if as_json:

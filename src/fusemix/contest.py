@@ -120,8 +120,9 @@ def linear(form: ClosedForm, modalities: Sequence[str]) -> Sided:
 
 
 def contest(
-    closed: Sequence[Way], trained: Way | None, known: Sequence[Tensor], held: Latents | None, only: bool
-) -> Winner:
+    closed: Sequence[Way], trained: Way | None, known: Sequence[Tensor], held: Latents | None,
+    *, only: bool = False, shares: Sequence[float] = SHARES,
+) -> Winner:  # fmt: skip
     """Let ways compete on held-out pairs.
 
     Args:
@@ -130,6 +131,7 @@ def contest(
         known: latents of known items of x and of y, for the bias of hubs.
         held: the pairs; with None nobody judges, and it is the first closed form, with what was trained.
         only: trained adapters only beside a closed form, and no closed form alone.
+        shares: of the trained adapters in sums of scores; none where a space that is there cannot be widened.
     """
     if held is None:
         way = closed[0] if trained is None else closed[0].joined(trained, torch.tensor([0.5, 0.5]))
@@ -141,7 +143,7 @@ def contest(
     entries = [Entry.of(way, sides, known) for way in closed]
     if trained is not None:
         other = Entry.of(trained, sides, known)
-        both = [entry.joined(other, share) for entry in entries for share in SHARES]
+        both = [entry.joined(other, share) for entry in entries for share in shares]
         entries = both if only else [*entries, *both, other]
     recalls = [entry.recalls(rows) for entry in entries]
     order = sorted(range(len(entries)), key=lambda i: -max(recalls[i]))  # stable

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,13 @@ def summary(pairs: Pairs, latents: Latents, out: Path) -> dict[str, Any]:
             "reasons": {reason: count for reason, count in reasons.most_common() if count}, "empty_cells": empty,
         }  # fmt: skip
     unread = Counter(row["reason"] for row in failed if row["modality"] == "")
+    two = combinations(pairs.items, 2) if len(pairs.items) > 2 else ()
     return {
         "out": str(out),
         "rows": len(pairs),
         "pairs": len(latents),
         "splits": {name: splits.count(name) for name in dict.fromkeys(splits)},
+        "partners": {f"{x} and {y}": len(open_latents(out, (x, y))) for x, y in two},
         "modalities": modalities,
         "unread": dict(unread.most_common()),
     }

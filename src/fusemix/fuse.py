@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from fusemix.align.closed_form import ClosedForm, cca
-from fusemix.align.folds import POWER, Folds, fit_closed_forms, settings_for_search
+from fusemix.align.folds import POWER, Folds, settings_for_search
 from fusemix.align.hubness import BANK, spaced
 from fusemix.align.moments import Moments
 from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
 from fusemix.config import FitConfig
-from fusemix.contest import Sided, Way, Winner, contest, linear
+from fusemix.contest import SHARES, Sided, Way, Winner, contest, linear
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.errors import DataError
 from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest
@@ -46,39 +46,43 @@ class Fused:
 
     Attributes:
         adapters: of each modality, on the CPU, in evaluation mode.
-        kind: what they are: "mlp", "cca", "ridge", "procrustes" or "both".
-        baselines: ridge and CCA; none where latents are too wide.
+        config: the settings, of which `adapter` says what they are: "mlp", "cca", "ridge", "procrustes" or "both".
+        folds: the pairs, as closed forms see them; None where latents are too wide.
         banks: (M, S) embeddings of known items of each modality, for the bias of hubs; none where it is not corrected.
         strength: of the bias, 0 for none.
         trained: what the training left; None where nothing was trained.
         notes: what is odd, in words.
         learned: items without partners were looked at.
         won: what won, where several ways competed.
+        onto: the modality that stays as another model embeds it; None where both are fitted.
     """
 
     adapters: Sided
-    kind: str
-    baselines: dict[str, ClosedForm]
+    config: FitConfig
+    folds: Folds | None
     banks: dict[str, Tensor]
     strength: float
     trained: Fitted | None
     notes: list[str]
     learned: bool = False
     won: Winner | None = None
+    onto: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """Return what is worth keeping, for JSON; of what was not trained, None."""
         trained, won = self.trained, self.won
+        learned = trained.temperature if trained is not None else None
         return {
             "batch_size": trained.batch_size if trained else None,
             "best_epoch": trained.best_epoch if trained else None,
-            "temperature": won.temperature if won and self.kind != "mlp" else trained.temperature if trained else None,
+            "temperature": won.temperature if won and self.config.adapter != "mlp" else learned,
             "chosen": won.way.what if won else "trained adapters",
             "tried": won.tried if won else {},
             "hubs": {
                 "strength": self.strength,
                 "uncorrected": None if not won or math.isnan(won.uncorrected) else round(won.uncorrected, 2),
             },
+            "onto": self.onto,
             "notes": self.notes,
         }
 
@@ -105,9 +109,9 @@ def fuse(
     wide, trainer = too_wide(train), replace(config, adapter="mlp")
     if config.adapter == "mlp" or (config.adapter == "auto" and wide):
         network = fit_adapters(train, val, trainer, device, progress, out=out, track=track)
-        baselines = {} if wide else _baselines(_folds(train, config.seed), progress)
         ignored = ["items without partners teach closed forms alone, and were left out"] if unpaired else []
-        return Fused(network.adapters, "mlp", baselines, {}, 0.0, network, [*network.notes, *ignored])
+        folds = None if wide else folds_of(train, config.seed)
+        return Fused(network.adapters, trainer, folds, {}, 0.0, network, [*network.notes, *ignored])
     if wide:
         raise DataError(
             f"adapter={config.adapter!r} takes latents of at most {WIDEST:,} numbers, got {widest(train):,}; use 'mlp'"
@@ -126,19 +130,19 @@ def fuse(
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
     other = Way("trained adapters", "mlp", trained.adapters) if trained is not None else None
-    won = contest(closed.ways, other, known, held, config.adapter == "both")
+    shares = SHARES if config.lock == "none" else ()
+    won = contest(closed.ways, other, known, held, only=config.adapter == "both", shares=shares)
     progress("choose", 1, 1)
     adapters, folds = won.way.adapters, closed.folds
     if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
-        folds = _folds(train, config.seed)
+        folds = folds_of(train, config.seed)
         known = [_known(train, others if closed.pool else {}, name) for name in train.modalities]
         adapters = won.way.with_closed(closed.fit(folds, won.way.unpaired))
     sides = zip(adapters.items(), known, strict=True)
     # In the precision in which they are kept, so that a model that was saved corrects as it did.
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
-    baselines, notes = _baselines(folds, progress), [*notes, *closed.notes]
-    learned = closed.pool is not None
-    return Fused(adapters, won.way.kind, baselines, banks, won.strength, trained, notes, learned, won)
+    notes, learned, made = [*notes, *closed.notes], closed.pool is not None, config.changed({"adapter": won.way.kind})
+    return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:
@@ -172,11 +176,15 @@ class _Closed:
 
     @classmethod
     def of(cls, part: Latents, unpaired: Mapping[str, Tensor], config: FitConfig, progress: Progress) -> "_Closed":
-        """Fit CCA, or the closed form that `config.adapter` names; and again with items without partners."""
+        """Fit CCA, or the closed form that `config.adapter` names; and again with items without partners.
+
+        In a space that stays as it is, it is ridge.
+        """
         form = config.adapter if config.adapter in ("ridge", "procrustes") else "cca"
+        form = form if config.lock == "none" else "ridge"
         progress(f"fit {form}", 0, 1)
-        folds = _folds(part, config.seed)
-        make = settings_for_search(folds, form)
+        folds = folds_of(part, config.seed)
+        make = settings_for_search(folds, form if config.lock == "none" else "onto")
         closed = cls(folds, make, None, [Way(form, form, linear(make(folds.whole), part.modalities))], [])
         progress(f"fit {form}", 1, 1)
         if unpaired and form != "cca":
@@ -224,14 +232,8 @@ def _pool(part: Latents, unpaired: Mapping[str, Tensor]) -> Unpaired:
     return Unpaired.of(x, second[spaced(len(second), PLAN_NUMBERS // len(x))])
 
 
-def _baselines(folds: Folds, progress: Progress) -> dict[str, ClosedForm]:
-    progress("fit baselines", 0, 1)
-    forms = fit_closed_forms(folds)
-    progress("fit baselines", 1, 1)
-    return forms
-
-
-def _folds(train: Latents, seed: int) -> Folds:
+def folds_of(train: Latents, seed: int) -> Folds:
+    """Deal the pairs to folds, for closed forms."""
     x, y = train.modalities
     return Folds.of(train.items[x].rows, train.items[y].rows, (train.rows[x], train.rows[y]), train.groups, seed)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fusemix.align.adapters import AnyAdapter
 from fusemix.align.closed_form import ClosedForm
+from fusemix.align.folds import fit_closed_forms
 from fusemix.align.hubness import Hubs
 from fusemix.config import FitConfig
 from fusemix.curves import write_curves
@@ -24,8 +25,9 @@ from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, choices
 from fusemix.evaluate import Evaluation, chance, score, score_landing
 from fusemix.fit import foresee, locked
-from fusemix.fuse import fuse
+from fusemix.fuse import Fused, fuse
 from fusemix.generation import Draw, Generator, generate
+from fusemix.onto import Target, fuse_onto
 from fusemix.parameters import Parameters
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
@@ -80,6 +82,7 @@ class FuseMix(Parameters):
         *,
         val: Latents | tuple[ArrayLike, ArrayLike] | None = None,
         unpaired: Sequence[Latents] | Mapping[str, ArrayLike] = (),
+        onto: "FuseMix | None" = None,
         out: str | Path | None = None,
         track: Track | None = None,
         progress: Progress = silent,
@@ -96,6 +99,8 @@ class FuseMix(Parameters):
                 Otherwise a tenth of the training groups is held out where none are given.
             unpaired: items without partners, as arrays (n, D) by modality, or as latents, of which those of the splits
                 val and test, and those that are in `val`, are not looked at.
+            onto: a fitted model that has one of the two modalities: the other one learns to land in its space, which
+                stays as it is, bit for bit; both models then search in one space, see `search.space.Space`.
             out: folder for metrics.jsonl, curves and checkpoints. An interrupted fit goes on where it was when it is
                 called again; `save` into the same folder ends it.
             track: called with every record of metrics.jsonl, see `tracking.tracker`.
@@ -117,29 +122,30 @@ class FuseMix(Parameters):
         folder = Path(out) if out is not None else None
         if folder is not None:
             claim(folder)
-        config = locked(self.config(len(train)), train, self.lock, self.dim)
-        others = without_partners(unpaired, train)
-        fused = fuse(
-            train, val, config, find_device(self.device), progress, unpaired=others,
-            out=folder, track=track,
-        )  # fmt: skip
-        first, second = train.modalities
+        config = self.config(len(train))
+        others, device = without_partners(unpaired, train), find_device(self.device)
+        written: Any = {"out": folder, "track": track}
+        if onto is not None:
+            if unpaired or self.lock is not None:
+                raise DataError("onto keeps a space as it is: it goes with neither lock nor unpaired items")
+            target = Target(onto._fitted().sides_, onto.adapters_)
+            fused = fuse_onto(train, val, target, config, self.dim, device, progress, **written)
+        else:
+            config = locked(config, train, self.lock, self.dim)
+            fused = fuse(train, val, config, device, progress, unpaired=others, **written)
+        first, second = fused.adapters
         self.modalities_ = (first, second)
         self._query_encoders = {}
-        self.adapters_, self.config_ = fused.adapters, config.changed({"adapter": fused.kind})
+        self.adapters_, self.config_ = fused.adapters, fused.config
         self.hubs_ = Hubs(fused.strength, fused.banks) if fused.banks else None
         self.history_ = fused.trained.history if fused.trained is not None else []
         self.sides_ = {name: Side.of(train.items[name]) for name in train.modalities}
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
-        self.baselines_ = fused.baselines if ranks()[0] == 0 else {}
+        self.baselines_ = _baselines(fused, progress)
         self.seen_ = note_seen(train, val, others if fused.learned else {})
         self.facts_ = {
-            "pairs": len(train),
-            "items": {name: len(train[name]) for name in train.modalities},
-            "trained_on": sorted(set(train.splits.tolist())),
-            "chosen_on": sorted(set(val.splits.tolist())) if val is not None else [],
-            "val_pairs": len(val) if val is not None else 0,
+            **_counts(train, val),
             "dim": self.embed_latents(first, torch.zeros(1, self.sides_[first].dim)).shape[1],
             "parameters": sum(side.numbers for side in fused.adapters.values()),
             **fused.facts(),
@@ -345,3 +351,24 @@ class FuseMix(Parameters):
     def _baseline_embed(self, form: ClosedForm) -> Any:
         maps = dict(zip(self.modalities_, (form.embed_x, form.embed_y), strict=True))
         return lambda modality, rows: torch.cat([maps[modality](block) for block in rows.blocks()])
+
+
+def _baselines(fused: Fused, progress: Progress) -> dict[str, ClosedForm]:
+    """Fit ridge and CCA, in the first process; none where latents are too wide for them."""
+    if fused.folds is None or ranks()[0] != 0:
+        return {}
+    progress("fit baselines", 0, 1)
+    forms = fit_closed_forms(fused.folds)
+    progress("fit baselines", 1, 1)
+    return forms
+
+
+def _counts(train: Latents, val: Latents | None) -> dict[str, Any]:
+    """Return what a fit has seen, for its facts."""
+    return {
+        "pairs": len(train),
+        "items": {name: len(train[name]) for name in train.modalities},
+        "trained_on": sorted(set(train.splits.tolist())),
+        "chosen_on": sorted(set(val.splits.tolist())) if val is not None else [],
+        "val_pairs": len(val) if val is not None else 0,
+    }

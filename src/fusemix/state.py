@@ -18,7 +18,7 @@ from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError
 
-FORMAT = "fusemix-model-7"
+FORMAT = "fusemix-model-8"
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,10 @@ class State:
             sides = {name: Side(**side) for name, side in saved["sides"].items()}
             weights = load_file(folder / "adapters.safetensors")
             adapters = {
-                name: adapter_of(_part(weights, name), sides[name].dim, "xy"[place], config).eval()
-                for place, name in enumerate(saved["modalities"])
+                name: adapter_of(
+                    _part(weights, name), sides[name].dim, config, foreign=name == saved["facts"]["onto"]
+                ).eval()
+                for name in saved["modalities"]
             }
             maps = load_file(folder / "baselines.safetensors")
             known = CLOSED_FORMS if maps else ()  # none were fitted to latents that are very wide
@@ -161,6 +163,8 @@ class State:
             tried = f" Mean R@1, 5, 10 of both ways on the pairs that chose:\n{tried}"
         if self.hubs is not None:
             tried += f"\n\nHubs are corrected by {self.hubs.strength:g}; without, {facts['hubs']['uncorrected']:.1f}."
+        hub = facts["onto"]
+        landed = f" {first} lands in the space of another model, which embeds {hub} in the same way." if hub else ""
         return f"""# {first} and {second} in one space
 
 Adapters fitted with fusemix (after FuseMix, arXiv 2312.10144) to the latents of two frozen encoders:
@@ -170,7 +174,7 @@ Adapters fitted with fusemix (after FuseMix, arXiv 2312.10144) to the latents of
 {facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}{picked}; {facts["parameters"]:,} numbers \
 learned{epoch}; {judges if facts["chosen_on"] else "no validation split chose"}; {facts["seconds"]:g} s.
 
-What they are: {facts["chosen"]}.{tried}
+What they are: {facts["chosen"]}.{landed}{tried}
 
 ## Settings
 

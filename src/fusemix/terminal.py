@@ -116,7 +116,11 @@ def show_extraction(result: Mapping[str, Any]) -> None:
     say(f"pairs: {result['rows']:,} rows, {result['pairs']:,} with every latent ({parts})")
     if result["pairs"] < result["rows"] or result["unread"]:
         say(f"what failed and why: {Path(out) / 'failed.parquet'}; once mended, try them again with --retry-failed")
-    say(f"next: fusemix fit {out} -o model")
+    for names, count in result["partners"].items():  # of more than two modalities, of which a fit joins two
+        say(f"  {names}: {_number(count, 'row')}")
+    most = max(result["partners"], key=lambda names: result["partners"][names], default="")
+    which = "".join(f" --modality {name}" for name in most.split(" and ")) if most else ""
+    say(f"next: fusemix fit {out} -o model{which}")
 
 
 def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_failed: float) -> None:

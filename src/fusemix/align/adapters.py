@@ -65,6 +65,12 @@ class AnyAdapter(nn.Module):
         self.shift.copy_(mean)
         self.scale.copy_(1 / torch.maximum(deviation, floor))
 
+    def embeds_like(self, other: "AnyAdapter") -> bool:
+        """Tell whether another adapter is the same, bit for bit."""
+        mine, theirs = self.state_dict(), other.state_dict()
+        alike = type(self) is type(other) and mine.keys() == theirs.keys()
+        return alike and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
     def land(self, latents: Tensor) -> Tensor:
         """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32."""
         raise NotImplementedError
@@ -184,6 +190,10 @@ def match(found: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor
 class Locked(AnyAdapter):
     """The side that is locked: its latents are the shared space, and nothing is trained."""
 
+    def embeds_like(self, other: AnyAdapter) -> bool:
+        """Tell whether the other one, too, leaves latents as they are; shift and scale are not looked at."""
+        return isinstance(other, Locked)
+
     def land(self, latents: Tensor) -> Tensor:
         """Return the latents as they are, float32."""
         return latents.float()
@@ -256,29 +266,44 @@ def make_adapters(dims: Sequence[int], config: FitConfig) -> list[AnyAdapter]:
     return [Locked(dim) if side == config.lock else free(dim, config) for side, dim in zip("xy", dims, strict=True)]
 
 
-def adapter_of(tensors: dict[str, Tensor], latent_dim: int, side: str, config: FitConfig) -> AnyAdapter:
-    """Return the adapter that a `state_dict` is of.
+def adapter_of(tensors: dict[str, Tensor], latent_dim: int, config: FitConfig, foreign: bool = False) -> AnyAdapter:
+    """Return the adapter that a `state_dict` is of; the tensors say what it is.
 
     Args:
         tensors: its parameters and buffers.
         latent_dim: D.
-        side: "x" or "y".
-        config: settings of its fit, of which `adapter` says what it is.
+        config: settings of the fit, to which a network must be true.
+        foreign: it came from a fit of other settings.
 
     Raises:
-        KeyError, RuntimeError: tensors of another adapter.
+        KeyError, RuntimeError: tensors of no adapter of such latents and settings.
     """
     if "shares" in tensors:
         parts = [
             {k.removeprefix(f"parts.{i}."): v for k, v in tensors.items() if k.startswith(f"parts.{i}.")} for i in "01"
         ]
-        return Joined([adapter_of(part, latent_dim, side, config) for part in parts], tensors["shares"])
+        return Joined([adapter_of(part, latent_dim, config, foreign) for part in parts], tensors["shares"])
     if "map" in tensors:
         if len(tensors["map"]) != latent_dim:
             raise RuntimeError(f"a map of latents of {len(tensors['map'])} numbers, not of {latent_dim}")
         return Linear(tensors["shift"], tensors["map"])
-    adapter = make_adapters([latent_dim, latent_dim], config)["xy".index(side)]
+    if set(tensors) == {"shift", "scale"}:
+        adapter: AnyAdapter = Locked(latent_dim)
+    else:
+        sizes = _sizes(tensors, latent_dim)
+        made = config.changed(sizes)
+        if not foreign and made != config:
+            raise RuntimeError(f"a network of {sizes}, which are not its settings")
+        adapter = (Landing if "center" in tensors else Adapter)(latent_dim, made)
     if isinstance(adapter, Landing) and "known" in tensors:
         adapter.remember(tensors["known"], tensors["temperature"])
     adapter.load_state_dict(tensors, strict=True)
     return adapter
+
+
+def _sizes(tensors: dict[str, Tensor], latent_dim: int) -> dict[str, int]:
+    """Return the settings that say how large a network is, from its tensors."""
+    depth = sum(name.endswith(".up.weight") for name in tensors)
+    inner = len(tensors["blocks.0.up.weight"]) if depth else latent_dim
+    sizes = {"depth": depth, "dim": len(tensors["project.weight"])}
+    return {**sizes, "expansion": inner // latent_dim} if depth else sizes

@@ -5,7 +5,7 @@ fewer pairs than dimensions. How much is decided on held-out groups, see `align.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,8 +58,14 @@ def ridge(m: Moments, shrinkage: float) -> ClosedForm:
     map_x = (Cxx + s mean(diag Cxx) I)^-1 Cxy, map_y = I.
     """
     values, axes = m.eigen_x
-    map_x = axes @ (_inverse_root(values, shrinkage).square()[:, None] * (axes.T @ m.xy))
+    map_x = axes @ (_inverse_root(values, m.xx, shrinkage).square()[:, None] * (axes.T @ m.xy))
     return _single(m, map_x, torch.eye(len(m.yy), dtype=m.yy.dtype, device=m.yy.device), shrinkage)
+
+
+def ridge_onto(m: Moments, shrinkage: float) -> ClosedForm:
+    """Predict y from x by ridge regression and leave y as it is, uncentred: it belongs to a space that is there."""
+    form = ridge(m, shrinkage)
+    return replace(form, shift_y=torch.zeros_like(form.shift_y))
 
 
 def cca(m: Moments, shrinkage: float, power: float = 1.0) -> ClosedForm:
@@ -74,7 +80,7 @@ def cca(m: Moments, shrinkage: float, power: float = 1.0) -> ClosedForm:
         power: p, how much a direction of little correlation is trusted less.
     """
     (values_x, axes_x), (values_y, axes_y) = m.eigen_x, m.eigen_y
-    scale_x, scale_y = _inverse_root(values_x, shrinkage), _inverse_root(values_y, shrinkage)
+    scale_x, scale_y = _inverse_root(values_x, m.xx, shrinkage), _inverse_root(values_y, m.yy, shrinkage)
     u, r, vt = torch.linalg.svd(scale_x[:, None] * m.rotated * scale_y, full_matrices=False)
     weight = r**power
     return _single(
@@ -112,9 +118,9 @@ def principal(latents: Tensor, width: int) -> Tensor:
     return first
 
 
-def _inverse_root(values: Tensor, shrinkage: float) -> Tensor:
-    """Eigenvalues (D,) of (C + s mean(diag C) I)^-1/2, from those of C."""
-    return (values + shrinkage * values.mean() + _TINY).rsqrt()
+def _inverse_root(values: Tensor, covariance: Tensor, shrinkage: float) -> Tensor:
+    """Eigenvalues (R,) of (C + s mean(diag C) I)^-1/2, from those of C (D, D)."""
+    return (values + shrinkage * covariance.diagonal().mean() + _TINY).rsqrt()
 
 
 def _single(m: Moments, map_x: Tensor, map_y: Tensor, shrinkage: float, power: float = 1.0) -> ClosedForm:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, cca, procrustes, ridge
+from fusemix.align.closed_form import CLOSED_FORMS, ClosedForm, cca, procrustes, ridge, ridge_onto
 from fusemix.align.hubness import corrected_recall, hub_bias, spaced
 from fusemix.align.metrics import mean_recall
 from fusemix.align.moments import Latents, Moments, Rows, Sums, some_mean
@@ -145,11 +145,12 @@ def settings_for_search(folds: Folds, form: str) -> Callable[[Moments], ClosedFo
 
     Args:
         folds: the pairs.
-        form: "cca" or "ridge", whose shrinkage is chosen; or "procrustes".
+        form: "cca", "ridge" or "onto" (see `ridge_onto`), whose shrinkage is chosen; or "procrustes".
     """
     if form == "procrustes":
         return procrustes
-    make: Maker = ridge if form == "ridge" else partial(cca, power=POWER)
+    makers: dict[str, Maker] = {"cca": partial(cca, power=POWER), "ridge": ridge, "onto": ridge_onto}
+    make = makers[form]
     return partial(make, shrinkage=_shrinkage(make, folds.judges, Judge.corrected))
 
 

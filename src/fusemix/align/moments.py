@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _BLOCK = 2048  # pairs that are summed at once, in float64
+_FEW = 0.5  # of the width: up to so many directions it is quicker to look for them than to find all
 Rows = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
@@ -25,29 +26,33 @@ class Latents(Protocol):
 
 @dataclass(frozen=True)
 class Moments:
-    """Means and covariances over pairs, in float64: all that a closed form needs to know of the data."""
+    """Means and covariances over pairs, in float64: all that a closed form needs to know of the data.
+
+    Of fewer items than dimensions the covariance has as many directions as there are items, and the others hold nothing
+    of the cross-covariance either: they are left out, which makes few pairs of wide latents quick and changes nothing.
+    """
 
     mean_x: Tensor  # (Dx,)
     mean_y: Tensor  # (Dy,)
     xx: Tensor  # (Dx, Dx)
     yy: Tensor  # (Dy, Dy)
     xy: Tensor  # (Dx, Dy)
+    most_x: int | None = None  # directions that xx has at most; None is Dx
+    most_y: int | None = None
 
     @cached_property
     def eigen_x(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (Dx,) and vectors (Dx, Dx) of xx: found once, whatever the shrinkage."""
-        values, vectors = torch.linalg.eigh(self.xx)
-        return values.clamp(min=0), vectors
+        """Eigenvalues (R,) and vectors (Dx, R) of xx: found once, whatever the shrinkage."""
+        return _eigen(self.xx, self.most_x)
 
     @cached_property
     def eigen_y(self) -> tuple[Tensor, Tensor]:
         """The same of yy."""
-        values, vectors = torch.linalg.eigh(self.yy)
-        return values.clamp(min=0), vectors
+        return _eigen(self.yy, self.most_y)
 
     @cached_property
     def rotated(self) -> Tensor:
-        """Xy (Dx, Dy) in the directions of the eigenvectors, where whitening is a scaling of rows and columns."""
+        """Xy (Rx, Ry) in the directions of the eigenvectors, where whitening is a scaling of rows and columns."""
         rotated: Tensor = self.eigen_x[1].T @ self.xy @ self.eigen_y[1]
         return rotated
 
@@ -56,6 +61,20 @@ class Moments:
         other = replace(self, xy=xy)
         other.__dict__.update(eigen_x=self.eigen_x, eigen_y=self.eigen_y)
         return other
+
+
+def _eigen(covariance: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (R,) and vectors (D, R) of a covariance (D, D) that has at most so many that are not 0."""
+    width = len(covariance)
+    if most is None or most > width * _FEW:
+        values, vectors = torch.linalg.eigh(covariance)
+        return values.clamp(min=0), vectors
+    # What a covariance of rank R makes of R random vectors spans all of it (Halko et al., arXiv 0909.4061).
+    draw = torch.randn(width, most, dtype=covariance.dtype, generator=torch.Generator().manual_seed(0))
+    basis, _ = torch.linalg.qr(covariance @ draw.to(covariance.device))
+    basis, _ = torch.linalg.qr(covariance @ basis)  # once more, for the small ones among large ones
+    values, vectors = torch.linalg.eigh(basis.T @ covariance @ basis)
+    return values.clamp(min=0), basis @ vectors
 
 
 def moments(x: Latents, y: Latents, pairs: Rows) -> Moments:
@@ -84,13 +103,16 @@ class Sums:
     xx: Tensor  # (Dx, Dx)
     yy: Tensor  # (Dy, Dy)
     xy: Tensor  # (Dx, Dy)
+    items_x: int  # distinct ones of each block
+    items_y: int
 
     @classmethod
     def of(cls, x: Latents, y: Latents, pairs: Rows, about_x: Tensor, about_y: Tensor) -> "Sums":
         """Sum, an item that several pairs of a block share once: an image with five captions is multiplied once."""
         zeros = partial(torch.zeros, dtype=torch.float64, device=about_x.device)
         dx, dy = len(about_x), len(about_y)
-        sums = cls(about_x, about_y, len(pairs[0]), zeros(dx), zeros(dy), zeros(dx, dx), zeros(dy, dy), zeros(dx, dy))
+        products = zeros(dx), zeros(dy), zeros(dx, dx), zeros(dy, dy), zeros(dx, dy)
+        sums, items_x, items_y = cls(about_x, about_y, len(pairs[0]), *products, 0, 0), 0, 0
         order = np.argsort(pairs[0], kind="stable")
         for start in range(0, len(order), _BLOCK):
             block = order[start : start + _BLOCK]
@@ -102,10 +124,11 @@ class Sums:
             sums.xx.addmm_(a.T, count_a[:, None] * a)
             sums.yy.addmm_(b.T, count_b[:, None] * b)
             sums.xy.addmm_(a.T, partners)
-        return sums
+            items_x, items_y = items_x + len(a), items_y + len(b)
+        return replace(sums, items_x=items_x, items_y=items_y)
 
     def __add__(self, other: "Sums") -> "Sums":
-        names = ("pairs", "x", "y", "xx", "yy", "xy")
+        names = ("pairs", "x", "y", "xx", "yy", "xy", "items_x", "items_y")
         return replace(self, **{name: getattr(self, name) + getattr(other, name) for name in names})
 
     def moments(self) -> Moments:
@@ -113,7 +136,7 @@ class Sums:
         x, y = self.x / self.pairs, self.y / self.pairs  # what the means lie beside the point
         xx, yy, xy = (products / self.pairs for products in (self.xx, self.yy, self.xy))
         covariances = xx - torch.outer(x, x), yy - torch.outer(y, y), xy - torch.outer(x, y)
-        return Moments(self.about_x + x, self.about_y + y, *covariances)
+        return Moments(self.about_x + x, self.about_y + y, *covariances, self.items_x, self.items_y)
 
 
 def _distinct(latents: Latents, rows: NDArray[np.int64], about: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Latents: pairs joined to the latents of their items. What `extract` returns and `fit` takes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -248,10 +248,15 @@ def as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
     return Latents.from_arrays(x=x, y=y)
 
 
-def open_latents(folder: str | Path) -> Latents:
-    """Open what `extract` wrote.
+def open_latents(folder: str | Path, modalities: Sequence[str] | None = None) -> Latents:
+    """Open what `extract` wrote: the rows of the table that have a latent of each modality.
+
+    Args:
+        folder: of the latents.
+        modalities: look at these alone, so that a row may lack any other; None is all of them.
 
     Raises:
+        DataError: no such modality.
         StoreError: nothing there, an extraction that did not finish, or a damaged file; it says what to do.
     """
     folder = Path(folder)
@@ -261,7 +266,10 @@ def open_latents(folder: str | Path) -> Latents:
         )
     opened = _OpenPairs.of(folder / "pairs.parquet")
     items, rows = {}, {}
-    for modality, places in opened.places.items():
+    for modality in opened.places if modalities is None else dict.fromkeys(modalities):
+        if modality not in opened.places:
+            raise DataError(f"no modality {modality!r} in {folder}; {choices(modality, opened.places)}")
+        places = opened.places[modality]
         store = LatentStore.open(store_folder(folder, modality))
         if len(places) and not -1 <= places.min() <= places.max() < store.facts.count:
             raise StoreError(f"{opened.path} is not of the items in {store.folder}; delete it and extract again")

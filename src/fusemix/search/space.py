@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fusemix.align.adapters import AnyAdapter, Locked
 from fusemix.align.hubness import Hubs
 from fusemix.data.store import difference
 from fusemix.encoders import Encoder
@@ -27,8 +28,8 @@ class Model(Protocol):
         ...
 
     @property
-    def locked(self) -> str:
-        """The modality whose latents are the space; a DataError where none is."""
+    def adapters_(self) -> Mapping[str, AnyAdapter]:
+        """What embeds the latents of each modality."""
         ...
 
     @property
@@ -65,11 +66,12 @@ class Model(Protocol):
 class Space:
     """The models of one shared space, as if they were one.
 
-    Several models share a space where each was fitted with the same locked modality (`FuseMix(lock=...)`): its latents,
-    which none of them touched, are the space. So pictures and sounds meet that were never trained together.
+    Several models share a space where all of them embed a modality of one encoder in the very same way: one was fitted
+    onto the other (`FuseMix.fit(onto=...)`), or all with the same locked modality (`FuseMix(lock=...)`). So pictures
+    and sounds meet that were never trained together.
 
     Args:
-        models: one, or several that are locked to the same encoder.
+        models: one, or several of which each shares a modality with one before it.
 
     Attributes:
         models: the same.
@@ -83,9 +85,9 @@ class Space:
         self.models = list(models)
         self.sides_: dict[str, Side] = {}
         self._homes: dict[str, Model] = {}
-        for model in self.models:
-            if model is not self.models[0]:
-                _check_shared(self.models[0], model)
+        for place, model in enumerate(self.models):
+            if place:
+                _check_shared(self.models[:place], model)
             for name, side in model.sides_.items():
                 if name in self.sides_:
                     _check_same(name, self.sides_[name], side)
@@ -104,22 +106,27 @@ class Space:
 
     @cached_property
     def corrected(self) -> tuple[str, ...]:
-        """The modalities whose queries have the hubs among other items corrected; none where there are several models.
+        """The modalities whose queries have the hubs among other items corrected.
 
         A row of an index has a column for each of them at its end, and so has a query: their product is what the
-        correction takes from the cosine.
+        correction takes from the cosine. Only a model that joins two modalities knows of the hubs among them: pictures
+        and sounds of different models are not corrected for each other (`docs/recall.md` has what it would cost).
         """
-        return self.modalities_ if len(self.models) == 1 and self.models[0].hubs_ is not None else ()
+        known = {name for model in self.models if model.hubs_ is not None for name in model.sides_}
+        return tuple(name for name in self.modalities_ if name in known)
 
     def as_rows(self, modality: str, embedded: Tensor) -> Tensor:
         """Append the columns (N, M) of items of a modality to their embeddings (N, S)."""
         if not self.corrected:
             return embedded
-        hubs = self.models[0].hubs_
-        assert hubs is not None, "corrected says so"
-        bias = -hubs.bias(modality, embedded)
-        columns = [torch.zeros_like(bias) if name == modality else bias for name in self.corrected]
-        return torch.cat([embedded, torch.stack(columns, dim=1).to(embedded)], dim=1)
+        columns = torch.zeros(len(embedded), len(self.corrected))
+        for model in self.models:
+            if model.hubs_ is not None and modality in model.sides_:
+                bias = model.hubs_.bias(modality, embedded)
+                for name in model.sides_:
+                    if name != modality:
+                        columns[:, self.corrected.index(name)] = -bias
+        return torch.cat([embedded, columns.to(embedded)], dim=1)
 
     def as_queries(self, modality: str | None, embedded: NDArray[np.float32]) -> NDArray[np.float32]:
         """Append the columns (Q, M) of queries of a modality to their embeddings (Q, S); None corrects nothing."""
@@ -162,21 +169,34 @@ class Space:
         return Space([*self.models, other])
 
 
-def _check_shared(first: Model, other: Model) -> None:
-    """Hold two models to one space.
+def _check_shared(models: Sequence[Model], other: Model) -> None:
+    """Hold a model to the space of others.
 
     Raises:
-        MismatchError: one locks no modality, or they lock different ones.
+        MismatchError: it embeds no modality as one of them does, or locks a different encoder.
     """
-    try:
-        mine, theirs = first.sides_[first.locked], other.sides_[other.locked]
-    except DataError as error:
+    mine = _locked_side(other)
+    for model in models:
+        theirs = _locked_side(model)
+        if mine is not None and theirs is not None and (differs := _difference(theirs, mine)):
+            raise MismatchError(f"the models are locked to different encoders, so they share no space: {differs}")
+    if not any(_embed_one_alike(model, other) for model in models):
         raise MismatchError(
-            "two models share a space only where both were fitted with the same locked modality: fit each with "
-            "`fusemix fit --lock MODALITY` on latents of one and the same encoder"
-        ) from error
-    if differs := _difference(mine, theirs):
-        raise MismatchError(f"the models are locked to different encoders, so they share no space: {differs}")
+            "two models share a space only where both embed one modality in the very same way: fit one onto the other "
+            "with `fusemix fit --onto MODEL`, or each with the same `--lock MODALITY`, on latents of one encoder"
+        )
+
+
+def _locked_side(model: Model) -> Side | None:
+    return next((model.sides_[name] for name, side in model.adapters_.items() if isinstance(side, Locked)), None)
+
+
+def _embed_one_alike(one: Model, other: Model) -> bool:
+    return any(
+        _difference(one.sides_[x], other.sides_[y]) is None and one.adapters_[x].embeds_like(other.adapters_[y])
+        for x in one.sides_
+        for y in other.sides_
+    )
 
 
 def _check_same(name: str, one: Side, other: Side) -> None:

@@ -16,7 +16,7 @@ def check_pairs(latents: Latents) -> dict[str, Health]:
     if len(latents.modalities) != 2:
         names = ", ".join(latents.modalities)
         count = len(latents.modalities)
-        raise DataError(f"a fit joins two modalities, these latents have {count}: {names}; extract two of them")
+        raise DataError(f"a fit joins two modalities, these latents have {count}: {names}; name two of them")
     if len(latents) < 2:
         raise DataError(f"a contrastive fit needs at least 2 pairs, got {len(latents)}")
     found = {}

@@ -11,6 +11,7 @@ from fusemix.arguments import Device, Json, Out, Quiet, Seed, named
 from fusemix.errors import DataError, choices
 
 if TYPE_CHECKING:
+    from fusemix.data.latents import Latents
     from fusemix.model import FuseMix
 
 Recipe = Annotated[
@@ -22,6 +23,17 @@ AdapterKind = Annotated[
 Unpaired = Annotated[
     list[Path] | None, typer.Option(metavar="FOLDER", help="Also learn from latents of items without partners.")
 ]
+Onto = Annotated[
+    Path | None,
+    typer.Option(metavar="MODEL", help="A model that has one of the modalities: the new one lands in its space."),
+]
+Joins = Annotated[
+    list[str] | None, typer.Option("--modality", help="Join these two, where the latents are of more; repeat it.")
+]
+Precision = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
+]
+Lock = Annotated[str | None, typer.Option(help="A modality that stays as it is; the other one learns to land in it.")]
 Patience = Annotated[
     int | None,
     typer.Option(
@@ -39,6 +51,8 @@ def fit(
     recipe: Recipe = "auto",
     adapter: AdapterKind = None,
     unpaired: Unpaired = None,
+    onto: Onto = None,
+    modality: Joins = None,
     dim: Annotated[int | None, typer.Option(help="Width of the shared space.")] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks per adapter.")] = None,
     dropout: Annotated[float | None, typer.Option(help="Inside the blocks.")] = None,
@@ -47,12 +61,8 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     patience: Patience = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
-    ] = None,
-    lock: Annotated[
-        str | None, typer.Option(help="A modality that stays as it is; the other one learns to land in it.")
-    ] = None,
+    precision: Precision = None,
+    lock: Lock = None,
     subset: Annotated[Path | None, typer.Option(help="Train on what `fusemix select` picked.")] = None,
     keep: Annotated[int | None, typer.Option(help="Only the first so many of the subset's pairs.")] = None,
     setting: Annotated[
@@ -83,7 +93,7 @@ def fit(
         patience=patience, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
         settings=settings(setting),
     )  # fmt: skip
-    pairs = fm.open_latents(latents)
+    pairs = _two(latents, modality)
     # A table without a val split is fine; a name that the user typed must be there.
     if val == "train":
         raise DataError("--val train: pairs that are trained on cannot choose the epoch; give another split, or none")
@@ -98,7 +108,8 @@ def fit(
     listener = tracker(track, str(out), model.config(len(train)).to_dict(), out) if track and first else nullcontext()
     with Bars(quiet or not first) as bars, listener as told:
         others = [fm.open_latents(each) for each in unpaired or ()]
-        model.fit(train, val=held, unpaired=others, out=out, track=told, progress=bars)
+        space = None if onto is None else fm.FuseMix.load(onto)
+        model.fit(train, val=held, unpaired=others, onto=space, out=out, track=told, progress=bars)
     if not first:
         return
     if subset is not None:
@@ -109,6 +120,17 @@ def fit(
         return
     _show(model, val if held is not None else None)
     say(f"next: fusemix evaluate {out} {latents}")
+
+
+def _two(latents: Path, modality: list[str] | None) -> "Latents":
+    """Open the pairs of two modalities."""
+    import fusemix as fm
+
+    pairs = fm.open_latents(latents, modality)
+    if len(pairs.modalities) != 2:
+        found = ", ".join(fm.open_latents(latents).modalities)
+        raise DataError(f"a fit joins two modalities; name two of them with --modality, of: {found}")
+    return pairs
 
 
 def _show(model: "FuseMix", val: str | None) -> None:

@@ -12,7 +12,7 @@ from fusemix.errors import DataError, FusemixError, MissingExtraError, StoreErro
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fusemix.data.latents import ItemLatents, Latents
+    from fusemix.data.latents import ItemLatents
     from fusemix.search.index import Index
     from fusemix.search.space import Space
 
@@ -54,10 +54,9 @@ def index(
 
     claim(out)
     space = Space([fm.FuseMix.load(model), *(fm.FuseMix.load(each) for each in also or ())])
-    pairs = fm.open_latents(latents)
-    made = Index.of(space, *_items(pairs, modality, split), dtype=dtype)
+    made = Index.of(space, *_items(latents, modality, split), dtype=dtype)
     if approximate:
-        made = made.approximately(_questions(space, pairs, made))
+        made = made.approximately(_questions(space, latents, made))
     _finish(made, out, previews, as_json, quiet)
 
 
@@ -73,10 +72,10 @@ def add(
     """Add items to an index, or put new ones in the place of those with the same id."""
     import fusemix as fm
 
-    opened, pairs = fm.open_index(folder), fm.open_latents(latents)
-    made = opened.add(*_items(pairs, modality or [name for name in opened.found if name in pairs.modalities], split))
+    opened, known = fm.open_index(folder), fm.open_latents(latents).modalities
+    made = opened.add(*_items(latents, modality or [name for name in opened.found if name in known], split))
     if opened.approximate is not None:
-        made = made.approximately(_questions(opened.space, pairs, made), opened.approximate.facts["goal"])
+        made = made.approximately(_questions(opened.space, latents, made), opened.approximate.facts["goal"])
     _finish(made, folder, previews, as_json, quiet)
 
 
@@ -105,25 +104,35 @@ def remove(
     _finish(made, folder, False, as_json, True, f"{len(opened) - len(made):,} removed{exact}")
 
 
-def _items(pairs: "Latents", modality: Sequence[str] | None, split: str | None) -> "list[ItemLatents]":
-    chosen = pairs.only(split) if split else pairs
+def _items(latents: Path, modality: Sequence[str] | None, split: str | None) -> "list[ItemLatents]":
+    """Open the items of some modalities, with partners or without."""
+    import fusemix as fm
+
+    known = fm.open_latents(latents).modalities
     if modality is not None and not modality:
-        raise DataError(f"the latents hold nothing of what the index holds; found: {', '.join(pairs.modalities)}")
+        raise DataError(f"the latents hold nothing of what the index holds; found: {', '.join(known)}")
     for name in modality or ():
-        if name not in pairs.modalities:
-            raise DataError(f"--modality: no {name!r} in these latents; {choices(name, pairs.modalities)}")
-    return [chosen[name] for name in modality or pairs.modalities[:1]]
+        if name not in known:
+            raise DataError(f"--modality: no {name!r} in these latents; {choices(name, known)}")
+    found = []
+    for name in modality or known[:1]:
+        items = fm.open_latents(latents, [name])
+        found.append((items.only(split) if split else items)[name])
+    return found
 
 
-def _questions(space: "Space", pairs: "Latents", made: "Index") -> "Tensor | None":
-    """Return embeddings of what one will ask with: the modality of the latents that is not in the index."""
+def _questions(space: "Space", latents: Path, made: "Index") -> "Tensor | None":
+    """Return embeddings of what one will ask with: a modality of the latents that is not in the index."""
     import numpy as np
     import torch
 
-    other = next((name for name in pairs.modalities if name not in made.found and name in space.sides_), None)
+    import fusemix as fm
+
+    known = fm.open_latents(latents).modalities
+    other = next((name for name in known if name not in made.found and name in space.sides_), None)
     if other is None:
         return None
-    items = pairs[other]
+    items = fm.open_latents(latents, [other])[other]
     rows = np.random.default_rng(0).permutation(len(items))[:1000]
     return torch.from_numpy(space.as_queries(other, space.embed_latents(other, items.rows.take(rows))))
 

@@ -1,0 +1,108 @@
+"""Fit a new modality into the space of a model that is there, by pairs with a modality that the model knows.
+
+What the model makes of the known modality is the target, and stays as it is, bit for bit: so every index of that space
+stays valid, and pictures find sounds that never met, by the texts that lie between. The price is that the space cannot
+move towards the newcomer (docs/results.md, "More than two modalities").
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fusemix.align.adapters import AnyAdapter, Locked
+from fusemix.config import FitConfig
+from fusemix.data.latents import Latents
+from fusemix.data.rows import LatentRows
+from fusemix.errors import DataError
+from fusemix.fit import too_wide
+from fusemix.fuse import Fused, folds_of, fuse
+from fusemix.progress import Progress
+from fusemix.state import Side
+from fusemix.training.journal import Track
+from fusemix.training.validation import embed
+
+ABLE = ("auto", "mlp", "ridge")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The space of a model that is there.
+
+    Attributes:
+        sides: what it knows of each modality.
+        adapters: what embeds each.
+    """
+
+    sides: Mapping[str, Side]
+    adapters: Mapping[str, AnyAdapter]
+
+    def hub(self, train: Latents) -> str:
+        """Return the one modality of these pairs that is in the space.
+
+        Raises:
+            DataError: none or both are, or there are not two.
+            MismatchError: latents of another encoder.
+        """
+        known = [name for name in train.modalities if name in self.sides]
+        if len(train.modalities) != 2 or len(known) != 1:
+            raise DataError(
+                f"onto wants pairs of one modality that the model has ({', '.join(self.sides)}) and of one that is new "
+                f"to it, got {', '.join(train.modalities)}"
+            )
+        if any(isinstance(adapter, Locked) for adapter in self.adapters.values()):
+            raise DataError(f"the model locks a modality: fit with lock={known[0]!r} to land in the same space")
+        self.sides[known[0]].check(train.items[known[0]])
+        return known[0]
+
+    def landed(self, latents: Latents) -> Latents:
+        """Return pairs of `hub_last` whose second modality is embedded already: (N, S), unit norm."""
+        new, hub = latents.items.values()
+        embedded = LatentRows.of(embed(self.adapters[hub.modality], hub.rows))
+        return replace(latents, items={new.modality: new, hub.modality: replace(hub, rows=embedded)})
+
+
+def hub_last(latents: Latents, hub: str) -> Latents:
+    """Return the same pairs, the modality that is new to the space first."""
+    names = sorted(latents.modalities, key=lambda name: name == hub)
+    items, rows = {name: latents.items[name] for name in names}, {name: latents.rows[name] for name in names}
+    return replace(latents, items=items, rows=rows)
+
+
+def fuse_onto(
+    train: Latents, val: Latents | None, target: Target, config: FitConfig, dim: int | None, device: torch.device,
+    progress: Progress, *, out: Path | None = None, track: Track | None = None,
+) -> Fused:  # fmt: skip
+    """Fit the new modality by ridge or by a network, whichever validation likes best.
+
+    Args:
+        train: pairs to train on; two modalities, of which the space has one.
+        val: pairs to choose by, see `fuse`.
+        target: the space.
+        config: all settings.
+        dim: width of the space, if somebody asked for one.
+        device: where to train.
+        progress: called as it goes.
+        out: see `fit.fit_adapters`.
+        track: see `fit.fit_adapters`.
+
+    Raises:
+        DataError: pairs or settings that do not go with the space.
+        DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
+    """
+    hub = target.hub(train)
+    train = hub_last(train, hub)
+    landed = target.landed(train)
+    width = landed.items[hub].rows.shape[1]
+    if config.adapter not in ABLE:
+        raise DataError(f"onto takes adapter {', '.join(ABLE[:-1])} or {ABLE[-1]}, not {config.adapter!r}")
+    if dim not in (None, width):
+        raise DataError(f"the space of the model is {width} wide, dim={dim} contradicts: leave dim out")
+    # No generator is conditioned on such a space, so there is nothing to be drawn towards.
+    settings = config.changed({"lock": "y", "dim": width, "prior": 0})
+    held = target.landed(hub_last(val, hub)) if val is not None else None
+    fused = fuse(landed, held, settings, device, progress, unpaired={}, out=out, track=track)
+    folds = None if too_wide(train) else folds_of(train, config.seed)  # the baselines are free to choose their space
+    adapters, made = {**fused.adapters, hub: target.adapters[hub]}, replace(fused.config, lock="none")
+    return replace(fused, adapters=adapters, config=made, folds=folds, onto=hub)
