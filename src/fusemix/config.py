@@ -47,6 +47,8 @@ class FitConfig:
         temperature: initial value; logits = cosine / temperature, learned and clamped to [0.001, 0.5].
         standardize: shift and scale each latent dimension by its training mean and deviation, inside the adapter.
         patience: stop when so many validations in a row brought no gain; 0 never stops early.
+        minutes: that a fit may take: a network is trained for fewer epochs where all would take longer, and not at all
+            where a closed form leaves no time; 0 sets no limit.
         precision: of matrix products: "float32", "bfloat16", or "auto", which takes what the device multiplies fastest
             natively; weights, sums and the optimiser are float32.
         seed: of weights, batches, lam and dropout.
@@ -74,6 +76,7 @@ class FitConfig:
     temperature: float
     standardize: bool
     patience: int
+    minutes: float
     precision: Literal["auto", "float32", "bfloat16"]
     seed: int
 
@@ -83,7 +86,7 @@ class FitConfig:
             if getattr(self, name) < 1:
                 raise DataError(f"{name} must be at least 1, got {getattr(self, name)}")
         counts = ("depth", "quantize", "prior", "warmup_steps", "patience")
-        for name in (*counts, "alpha", "noise", "regression", "weight_decay"):
+        for name in (*counts, "alpha", "noise", "regression", "weight_decay", "minutes"):
             if getattr(self, name) < 0:
                 raise DataError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
@@ -132,7 +135,7 @@ def paper(seed: int) -> FitConfig:
         adapter="mlp", dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared",
         noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096, batch_size=20_480, epochs=500, lr=1e-3,
         warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0,
-        precision="auto", seed=seed,
+        minutes=0.0, precision="auto", seed=seed,
     )  # fmt: skip
 
 
@@ -165,5 +168,5 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
         adapter="mlp", dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
         input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096,
         batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1,
-        temperature=0.07, standardize=True, patience=0, precision="auto", seed=seed,
+        temperature=0.07, standardize=True, patience=0, minutes=0.0, precision="auto", seed=seed,
     )  # fmt: skip

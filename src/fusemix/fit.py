@@ -9,7 +9,7 @@ from signal import SIGTERM
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from fusemix import durable
 from fusemix.align.adapters import AnyAdapter, Landing
@@ -18,6 +18,8 @@ from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, DivergedError, choices
 from fusemix.progress import Progress
+from fusemix.ranks import ranks
+from fusemix.training import checkpoint
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.feed import fits
 from fusemix.training.forecast import Forecast, forecast, kept_on, matmul_rate, step_flops
@@ -180,6 +182,30 @@ def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latent
     return forecast(
         train, config, device, precision, rate, seconds, fits(train, device), once * validations(config.epochs)
     )
+
+
+def within(
+    seconds: float, train: Latents, val: Latents | None, config: FitConfig, device: torch.device, out: Path | None
+) -> int:
+    """Return how many epochs are foreseen to end in so many seconds: at most those of `config`, and perhaps none.
+
+    An interrupted fit in `out` keeps the number that it began with, and all processes take the same.
+
+    Raises:
+        DataError, StoreError: see `fit_adapters`.
+    """
+    found = checkpoint.read(out) if out is not None else None
+    epochs = int(found[1]["identity"]["epochs"]) if found is not None else config.epochs
+    if found is None:
+        cost = foresee(train, config, device, val)
+        step, look = cost.seconds / config.epochs, cost.validating / validations(config.epochs)
+        while epochs and epochs * step + validations(epochs) * look > seconds:
+            epochs -= 1
+    if ranks()[1] > 1:
+        agreed = torch.tensor(epochs)
+        distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
+        epochs = int(agreed)
+    return epochs
 
 
 def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | None) -> FitConfig:

@@ -6,8 +6,9 @@ it is, and how strongly, is looked up on held-out pairs and not decided here.
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fusemix.config import FitConfig
 from fusemix.contest import SHARES, Sided, Way, Winner, contest, linear
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.errors import DataError
-from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest
+from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest, within
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.journal import Track
@@ -106,27 +107,27 @@ def fuse(
     Raises:
         DataError, DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
     """
-    wide, trainer = too_wide(train), replace(config, adapter="mlp")
+    wide, network = too_wide(train), _Training(config, device, progress, out, track)
     if config.adapter == "mlp" or (config.adapter == "auto" and wide):
-        network = fit_adapters(train, val, trainer, device, progress, out=out, track=track)
+        trained, trainer = network.train(train, val, least=1)
+        assert trained is not None, "an epoch at least"
         ignored = ["items without partners teach closed forms alone, and were left out"] if unpaired else []
         folds = None if wide else folds_of(train, config.seed)
-        return Fused(network.adapters, trainer, folds, {}, 0.0, network, [*network.notes, *ignored])
+        return Fused(trained.adapters, trainer, folds, {}, 0.0, trained, [*trained.notes, *ignored])
     if wide:
         raise DataError(
             f"adapter={config.adapter!r} takes latents of at most {WIDEST:,} numbers, got {widest(train):,}; use 'mlp'"
         )
     part, held = (train, val) if val is not None else hold_out(train, config.seed)
-    trained = None
-    if config.adapter == "both" or (config.adapter == "auto" and held is not None):
-        trained = fit_adapters(part, held, trainer, device, progress, out=out, track=track)
-        notes = trained.notes
-    else:
-        notes = [note for found in check_pairs(part).values() for note in found.notes()]
-        if held is not None:
-            check_validation(part, held)
+    notes = [note for found in check_pairs(part).values() for note in found.notes()]
+    if held is not None:
+        check_validation(part, held)
     others = latents_of(unpaired, held)
     closed = _Closed.of(part, others, config, progress)
+    trained, trainer = None, config
+    if config.adapter == "both" or (config.adapter == "auto" and held is not None):
+        trained, trainer = network.train(part, held, least=config.adapter == "both")
+        notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
     other = Way("trained adapters", "mlp", trained.adapters) if trained is not None else None
@@ -141,8 +142,40 @@ def fuse(
     sides = zip(adapters.items(), known, strict=True)
     # In the precision in which they are kept, so that a model that was saved corrects as it did.
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
-    notes, learned, made = [*notes, *closed.notes], closed.pool is not None, config.changed({"adapter": won.way.kind})
+    notes, learned, made = [*notes, *closed.notes], closed.pool is not None, trainer.changed({"adapter": won.way.kind})
     return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
+
+
+@dataclass
+class _Training:
+    """How to train a network, and until when.
+
+    Attributes:
+        config, device, progress, out, track: see `fuse`.
+        begun: when the clock of `config.minutes` began.
+    """
+
+    config: FitConfig
+    device: torch.device
+    progress: Progress
+    out: Path | None
+    track: Track | None
+    begun: float = field(default_factory=time.monotonic)
+
+    def train(self, train: Latents, val: Latents | None, least: int) -> tuple[Fitted | None, FitConfig]:
+        """Train for as many epochs as there is time for, and at least so many; None where that is none."""
+        whole = settings = replace(self.config, adapter="mlp")
+        if whole.minutes:
+            left = 60 * whole.minutes - (time.monotonic() - self.begun)
+            epochs = max(least, within(left, train, val, whole, self.device, self.out))
+            if not epochs:
+                return None, whole
+            settings = replace(whole, epochs=epochs)
+        trained = fit_adapters(train, val, settings, self.device, self.progress, out=self.out, track=self.track)
+        if settings.epochs < whole.epochs:
+            cut = f"trained for {settings.epochs} of {whole.epochs} epochs: more would take over {whole.minutes:g} minutes"
+            trained = replace(trained, notes=[*trained.notes, cut])
+        return trained, settings
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:

@@ -6,7 +6,19 @@ from typing import Any, Self
 from fusemix.config import FitConfig, paper, scaled
 from fusemix.errors import DataError, choices
 
-SETTINGS = ("adapter", "dim", "depth", "dropout", "alpha", "batch_size", "epochs", "lr", "patience", "precision")
+SETTINGS = (
+    "adapter",
+    "dim",
+    "depth",
+    "dropout",
+    "alpha",
+    "batch_size",
+    "epochs",
+    "lr",
+    "patience",
+    "minutes",
+    "precision",
+)
 PARAMETERS = (*SETTINGS, "lock", "settings", "recipe", "seed", "device")
 AUTO_PATIENCE = 8  # validations of 50 without a gain that end the training of a fit that also tries other ways
 
@@ -28,6 +40,8 @@ class Parameters:
         epochs: passes over the pairs.
         lr: peak learning rate.
         patience: stop when so many validations in a row brought no gain; 0 never stops early.
+        minutes: that a fit may take; a network is trained for fewer epochs where all of them would take longer, so that
+            the same seed may give other weights. None sets no limit.
         precision: "float32", "bfloat16", or "auto", what the device multiplies fastest natively.
         lock: a modality whose latents are the shared space as they are, bit for bit; the other one learns to land in
             it, and can then condition what was made for these latents, see `condition`. None locks neither.
@@ -42,9 +56,9 @@ class Parameters:
     def __init__(
         self, dim: int | None = None, *, adapter: str | None = None, depth: int | None = None,
         dropout: float | None = None, alpha: float | None = None, batch_size: int | None = None,
-        epochs: int | None = None, lr: float | None = None, patience: int | None = None, precision: str | None = None,
-        lock: str | None = None, settings: dict[str, Any] | None = None, recipe: str = "auto", seed: int = 0,
-        device: str | None = None,
+        epochs: int | None = None, lr: float | None = None, patience: int | None = None, minutes: float | None = None,
+        precision: str | None = None, lock: str | None = None, settings: dict[str, Any] | None = None,
+        recipe: str = "auto", seed: int = 0, device: str | None = None,
     ) -> None:  # fmt: skip
         self.dim = dim
         self.adapter = adapter
@@ -55,6 +69,7 @@ class Parameters:
         self.epochs = epochs
         self.lr = lr
         self.patience = patience
+        self.minutes = minutes
         self.precision = precision
         self.lock = lock
         self.settings = settings

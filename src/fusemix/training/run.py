@@ -239,7 +239,7 @@ class Run:
 
 def _identity(train: Latents, val: Latents | None, config: FitConfig, health: dict[str, Health]) -> dict[str, Any]:
     """Return what must be the same for a fit to go on; when to stop may change."""
-    settings = {name: value for name, value in config.to_dict().items() if name != "patience"}
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("patience", "minutes")}
     return {
         **settings,
         "pairs": _pairs_hash(train),

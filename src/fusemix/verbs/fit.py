@@ -34,6 +34,9 @@ Precision = Annotated[
     str | None, typer.Option(help="float32, bfloat16, or auto: what the device multiplies fastest natively.")
 ]
 Lock = Annotated[str | None, typer.Option(help="A modality that stays as it is; the other one learns to land in it.")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Time that the fit may take: fewer epochs where all would take longer.")
+]
 Patience = Annotated[
     int | None,
     typer.Option(
@@ -61,6 +64,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Passes over the pairs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     patience: Patience = None,
+    minutes: Minutes = None,
     precision: Precision = None,
     lock: Lock = None,
     subset: Annotated[Path | None, typer.Option(help="Train on what `fusemix select` picked.")] = None,
@@ -90,7 +94,7 @@ def fit(
 
     model = fm.FuseMix(
         dim, adapter=adapter, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
-        patience=patience, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
+        patience=patience, minutes=minutes, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
         settings=settings(setting),
     )  # fmt: skip
     pairs = _two(latents, modality)
