@@ -173,7 +173,8 @@ class _Training:
             settings = replace(whole, epochs=epochs)
         trained = fit_adapters(train, val, settings, self.device, self.progress, out=self.out, track=self.track)
         if settings.epochs < whole.epochs:
-            cut = f"trained for {settings.epochs} of {whole.epochs} epochs: more would take over {whole.minutes:g} minutes"
+            some = f"{settings.epochs} of {whole.epochs} epochs"
+            cut = f"trained for {some}: more would take over {whole.minutes:g} minutes"
             trained = replace(trained, notes=[*trained.notes, cut])
         return trained, settings
 
