@@ -231,6 +231,18 @@ BUGS = [
         "if name != modality:", "if True:", "tests/test_search_hubs.py",
     ),
     Bug(
+        "a network that does not begin as CCA", "align/adapters.py",
+        "nn.init.zeros_(weight)", "nn.init.normal_(weight)", "tests/test_fuse.py",
+    ),
+    Bug(
+        "an interrupted fit that forgets its epochs", "fit.py",
+        "    if found is None:\n        cost", "    if True:\n        cost", "tests/test_minutes.py",
+    ),
+    Bug(
+        "validations that take no time", "fit.py", "epochs * step + validations(epochs) * look > seconds",
+        "epochs * step > seconds", "tests/test_minutes.py",
+    ),
+    Bug(
         "a space that moves towards the newcomer", "onto.py", "{**fused.adapters, hub: target.adapters[hub]}",
         "dict(fused.adapters)", "tests/test_onto.py",
     ),

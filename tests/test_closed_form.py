@@ -186,3 +186,22 @@ def test_few_pairs_of_wide_latents_give_what_a_full_decomposition_gives(form, it
         one, other = form(m, shrinkage), form(full, shrinkage)
         found, wanted = (f.embed_x(x.float()) @ f.embed_y(y.float()).T for f in (one, other))
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12)])
+def test_cca_does_without_an_svd_that_gives_up(monkeypatch, shape):
+    """It did on 300 sounds: finite numbers, and "failed to converge"."""
+    x, y = shared(60, *shape)
+    m = moments(x, y, (np.arange(60), np.arange(60)))
+    wanted = cca(m, 0.01, 0.75)
+
+    def give_up(*args, **given):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", give_up)
+    found = cca(m, 0.01, 0.75)
+    for one, other in ((found, wanted), (wanted, found)):
+        cosines = one.embed_x(x) @ one.embed_y(y).T
+        torch.testing.assert_close(cosines, other.embed_x(x) @ other.embed_y(y).T, rtol=0, atol=1e-5)
+    with pytest.raises(torch.linalg.LinAlgError):
+        cca(replace(m, xy=m.xy * torch.nan), 0.01)

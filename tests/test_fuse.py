@@ -1,17 +1,20 @@
 """What validation likes best: closed forms, a network, both; without validation, with few pairs, without partners."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import fusemix as fm
-from fusemix.align.adapters import Adapter, Joined, Linear
+from fusemix.align.adapters import Adapter, Joined, Linear, Refined
+from fusemix.align.closed_form import cca, in_deviations
 from fusemix.align.hubness import corrected_recall, hub_bias
 from fusemix.config import scaled
 from fusemix.contest import Entry, Way, calibrate, contest
 from fusemix.data.latents import Latents
-from fusemix.errors import DataError, MismatchError
-from fusemix.fuse import fuse, hold_out, latents_of
+from fusemix.errors import DataError, MismatchError, StoreError
+from fusemix.fuse import folds_of, fuse, hold_out, latents_of
 from fusemix.progress import silent
 from fusemix.training.validation import Sides
 from fusemix.unpaired import without_partners
@@ -68,14 +71,14 @@ def test_the_sum_of_scores_is_one_embedding():
     train, val = pairs(150), pairs(60, 1)
     model = quick(adapter="both").fit(train, val=val)
     adapter = model.adapters_["image"]
-    assert isinstance(adapter, Joined) and [type(each) for each in adapter.each] == [Linear, Adapter]
+    assert isinstance(adapter, Joined) and [type(each) for each in adapter.each] == [Linear, Refined]
     x, y = torch.from_numpy(val["image"].numpy()), torch.from_numpy(val["text"].numpy())
     cosines = torch.from_numpy(model.embed_latents("image", x) @ model.embed_latents("text", y).T)
     parts = zip(adapter.each, model.adapters_["text"].each, strict=True)
     with torch.no_grad():
         wanted = sum(share * a(x) @ b(y).T for share, (a, b) in zip(adapter.shares, parts, strict=True))
     torch.testing.assert_close(cosines, wanted, atol=1e-5, rtol=0)
-    assert model.facts_["dim"] == model.embed_latents("image", x).shape[1] == 50 + 8
+    assert model.facts_["dim"] == model.embed_latents("image", x).shape[1] == 50 + 50
 
 
 def test_without_validation_some_training_groups_judge_and_the_closed_form_then_takes_them_in():
@@ -250,3 +253,34 @@ def test_the_items_that_are_held_out_to_choose_by_are_not_learned_from():
 def test_a_closed_form_is_not_forecast():
     with pytest.raises(DataError, match="trains nothing"):
         fm.FuseMix(adapter="cca").forecast(pairs(30))
+
+
+def test_a_network_begins_as_cca_and_learns_what_to_add():
+    """Before a step it embeds as the closed form does; mixed latents are mixed coordinates; settings turn it off."""
+    train, val = pairs(150), pairs(60, 1)
+    folds = folds_of(train, 0)
+    form = in_deviations(folds.whole, cca(folds.whole, 3.0, 0.75))
+    x, y = torch.from_numpy(train["image"].numpy()), torch.from_numpy(train["text"].numpy())
+    config = replace(scaled(150, 0), refine=True, dim=form.map_x.shape[1], depth=2)
+    adapter = Refined(x.shape[1], config).eval()
+    adapter.begin(form.shift_x, form.map_x)
+    torch.testing.assert_close(adapter(x), form.embed_x(x), rtol=0, atol=1e-6)
+    for side, shift, by in ((x, form.shift_x, form.map_x), (y, form.shift_y, form.map_y)):
+        assert abs(float(((side - shift) @ by).std()) - 1) < 0.1
+    model = quick(adapter="both").fit(train, val=val)
+    refined = model.adapters_["image"].each[1]
+    assert isinstance(refined, Refined) and bool(refined.turn.weight.any()) and model.config_.refine
+    plain = quick(adapter="both", settings={"refine": False}).fit(train, val=val)
+    assert isinstance(plain.adapters_["image"].each[1], Adapter) and plain.facts_["dim"] == 50 + 8
+
+
+def test_a_refined_model_is_saved_and_held_to_its_settings(tmp_path):
+    model = quick(adapter="both").fit(pairs(150), val=pairs(60, 1))
+    model.save(tmp_path / "m")
+    again = fm.FuseMix.load(tmp_path / "m")
+    latents = pairs(60, 1)["image"].numpy()
+    assert np.array_equal(again.embed_latents("image", latents), model.embed_latents("image", latents))
+    facts = (tmp_path / "m" / "facts.json").read_text()
+    (tmp_path / "m" / "facts.json").write_text(facts.replace('"depth": 0', '"depth": 2'))
+    with pytest.raises(StoreError, match="a network of .*, which are not its settings"):
+        fm.FuseMix.load(tmp_path / "m")

@@ -75,7 +75,7 @@ def test_a_network_lands_too_and_validation_chooses(views, base):
     alone = fm.FuseMix(adapter="mlp", epochs=30, lr=0.01, dropout=0.0).fit(train, val=val, onto=base)
     assert alone.facts_["chosen"] == "trained adapters" and alone.config_.adapter == "mlp"
     by_chance = 100 / (THINGS - KNOWN)
-    assert alone.evaluate(val).retrieval["sound->word"].recall[1] > 20 * by_chance
+    assert alone.evaluate(val).retrieval["sound->word"].recall[1] > 10 * by_chance
     with pytest.raises(DataError, match="no modality of this model is locked"):
         _ = alone.locked
 

@@ -23,6 +23,8 @@ class FitConfig:
         dim: S, width of the shared space that a network lands in.
         depth: residual blocks per adapter; 0 leaves a LayerNorm and one linear map.
         expansion: inner width of a block, as a multiple of the latent dim D.
+        refine: the network of "auto" and "both" begins as CCA and learns what to add to it, in a space as wide as CCA
+            makes it, see `align.adapters.Refined`.
         dropout: probability inside a block, in [0, 1).
         input_dropout: probability that a latent dimension is set to its mean (to 0 without `standardize`), in [0, 1).
         alpha: lam ~ Beta(alpha, alpha); 0 turns mixing off.
@@ -58,6 +60,7 @@ class FitConfig:
     dim: int
     depth: int
     expansion: int
+    refine: bool
     dropout: float
     input_dropout: float
     alpha: float
@@ -132,9 +135,9 @@ def paper(seed: int) -> FitConfig:
     millions of pairs: on a few thousand its 500 epochs and batch are far from the best, see `scaled`.
     """
     return FitConfig(
-        adapter="mlp", dim=512, depth=4, expansion=4, dropout=0.6, input_dropout=0.0, alpha=1.0, mixing="shared",
-        noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096, batch_size=20_480, epochs=500, lr=1e-3,
-        warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0,
+        adapter="mlp", dim=512, depth=4, expansion=4, refine=False, dropout=0.6, input_dropout=0.0, alpha=1.0,
+        mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096, batch_size=20_480, epochs=500,
+        lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07, standardize=False, patience=0,
         minutes=0.0, precision="auto", seed=seed,
     )  # fmt: skip
 
@@ -165,8 +168,9 @@ def scaled(pairs: int, seed: int, batch_size: int | None = None, alpha: float = 
     steps = 1000 * max(1.0, pairs / 30_000) ** 0.5
     epochs = min(max(round(steps * loaded / max(pairs, 1)), 10), 200)
     return FitConfig(
-        adapter="mlp", dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4, dropout=0.3,
-        input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096,
+        adapter="mlp", dim=512, depth=1 if pairs < 100_000 else 2 if pairs < 1_000_000 else 4, expansion=4,
+        refine=False, dropout=0.3, input_dropout=0.3, alpha=alpha, mixing="shared", noise=0.0, quantize=0, lock="none",
+        regression=1.0, prior=4096,
         batch_size=batch_size, epochs=epochs, lr=2e-3, warmup_steps=50, schedule="step", weight_decay=0.1,
         temperature=0.07, standardize=True, patience=0, minutes=0.0, precision="auto", seed=seed,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from fusemix import durable
 from fusemix.align.adapters import AnyAdapter, Landing
+from fusemix.align.closed_form import ClosedForm
 from fusemix.align.hubness import spaced
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
@@ -67,7 +68,7 @@ class Fitted:
 
 def fit_adapters(
     train: Latents, val: Latents | None, config: FitConfig, device: torch.device, progress: Progress,
-    *, out: Path | None = None, track: Track | None = None,
+    *, start: ClosedForm | None = None, out: Path | None = None, track: Track | None = None,
 ) -> Fitted:  # fmt: skip
     """Train one adapter per modality with the contrastive loss on mixed latents.
 
@@ -77,6 +78,7 @@ def fit_adapters(
         config: all settings.
         device: where to train.
         progress: called after every step.
+        start: the closed form that adapters begin as, where `config.refine`.
         out: folder of metrics.jsonl and of checkpoints, from which an interrupted fit goes on; None keeps nothing.
         track: called with every record of metrics.jsonl.
 
@@ -97,7 +99,7 @@ def fit_adapters(
         try:
             # The caller's random state is not ours to move.
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                run = Run(train, val, config, device, health, interrupts)
+                run = Run(train, val, config, device, health, interrupts, start)
                 _train_or_save(run, out, notes, progress, track)
         except Interrupted as interrupted:
             raise interrupted.leave() from None
@@ -233,7 +235,8 @@ def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | N
     width = train.items[modality].rows.shape[1]
     if dim not in (None, width):
         raise DataError(f"lock={modality!r} makes the shared space {width} wide, dim={dim} contradicts: leave dim out")
-    return config.changed({"adapter": "mlp", "lock": "xy"[train.modalities.index(modality)], "dim": width})
+    side = "xy"[train.modalities.index(modality)]
+    return config.changed({"adapter": "mlp", "lock": side, "dim": width, "refine": False})
 
 
 def too_wide(train: Latents) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusemix.align.closed_form import ClosedForm, cca
+from fusemix.align.closed_form import ClosedForm, cca, in_deviations
 from fusemix.align.folds import POWER, Folds, settings_for_search
 from fusemix.align.hubness import BANK, spaced
 from fusemix.align.moments import Moments
@@ -35,6 +35,7 @@ from fusemix.training.validation import embed
 FEWEST_GROUPS = 20  # of which a part can be held out to choose by
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
+START = 5.0  # times the shrinkage of the search, for the CCA that a network begins as
 MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
 MOST_LATENTS = 2**17  # of items without partners of a modality, in memory
 ENOUGH_PAIRS = 100_000  # above, items without partners teach nothing (arXiv 2602.23353)
@@ -109,7 +110,7 @@ def fuse(
     """
     wide, network = too_wide(train), _Training(config, device, progress, out, track)
     if config.adapter == "mlp" or (config.adapter == "auto" and wide):
-        trained, trainer = network.train(train, val, least=1)
+        trained, trainer = network.train(train, val, None, least=1)
         assert trained is not None, "an epoch at least"
         ignored = ["items without partners teach closed forms alone, and were left out"] if unpaired else []
         folds = None if wide else folds_of(train, config.seed)
@@ -126,7 +127,8 @@ def fuse(
     closed = _Closed.of(part, others, config, progress)
     trained, trainer = None, config
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
-        trained, trainer = network.train(part, held, least=config.adapter == "both")
+        start = closed.start() if config.refine else None
+        trained, trainer = network.train(part, held, start, least=config.adapter == "both")
         notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
@@ -162,16 +164,21 @@ class _Training:
     track: Track | None
     begun: float = field(default_factory=time.monotonic)
 
-    def train(self, train: Latents, val: Latents | None, least: int) -> tuple[Fitted | None, FitConfig]:
+    def train(
+        self, train: Latents, val: Latents | None, start: ClosedForm | None, least: int
+    ) -> tuple[Fitted | None, FitConfig]:
         """Train for as many epochs as there is time for, and at least so many; None where that is none."""
-        whole = settings = replace(self.config, adapter="mlp")
+        whole = replace(self.config, adapter="mlp", refine=start is not None)
+        whole = settings = whole if start is None else replace(whole, dim=start.map_x.shape[1])
         if whole.minutes:
             left = 60 * whole.minutes - (time.monotonic() - self.begun)
             epochs = max(least, within(left, train, val, whole, self.device, self.out))
             if not epochs:
                 return None, whole
             settings = replace(whole, epochs=epochs)
-        trained = fit_adapters(train, val, settings, self.device, self.progress, out=self.out, track=self.track)
+        trained = fit_adapters(
+            train, val, settings, self.device, self.progress, start=start, out=self.out, track=self.track
+        )
         if settings.epochs < whole.epochs:
             some = f"{settings.epochs} of {whole.epochs} epochs"
             cut = f"trained for {some}: more would take over {whole.minutes:g} minutes"
@@ -232,6 +239,15 @@ class _Closed:
             closed.ways.append(Way(f"{form} that learned from items without partners", form, sides, unpaired=True))
             progress(LEARN, 1, 1)
         return closed
+
+    def start(self) -> ClosedForm:
+        """Return what a network begins as: CCA of the same pairs, with more shrinkage.
+
+        Coordinates that these very pairs made fit them too well to learn from: with the shrinkage that suits a search a
+        network lost recall before it gained, and stopped (figures in docs/results.md, "Recall per pair").
+        """
+        shrinkage = START * self.make(self.folds.whole).shrinkage
+        return in_deviations(self.folds.whole, cca(self.folds.whole, shrinkage, POWER))
 
     def fit(self, folds: Folds, unpaired: bool) -> ClosedForm:
         """Fit pairs, and then items without partners, if so."""

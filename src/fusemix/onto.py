@@ -100,7 +100,7 @@ def fuse_onto(
     if dim not in (None, width):
         raise DataError(f"the space of the model is {width} wide, dim={dim} contradicts: leave dim out")
     # No generator is conditioned on such a space, so there is nothing to be drawn towards.
-    settings = config.changed({"lock": "y", "dim": width, "prior": 0})
+    settings = config.changed({"lock": "y", "dim": width, "prior": 0, "refine": False})
     held = target.landed(hub_last(val, hub)) if val is not None else None
     fused = fuse(landed, held, settings, device, progress, unpaired={}, out=out, track=track)
     folds = None if too_wide(train) else folds_of(train, config.seed)  # the baselines are free to choose their space

@@ -46,7 +46,7 @@ class Parameters:
         lock: a modality whose latents are the shared space as they are, bit for bit; the other one learns to land in
             it, and can then condition what was made for these latents, see `condition`. None locks neither.
         settings: any others of `config.FitConfig` by name, such as {"noise": 0.5, "mixing": "sample"}.
-        recipe: "auto" is adapter="auto", with a network as "scaled" trains it; "scaled" trains a network alone, and
+        recipe: "auto" is adapter="auto", with a network that begins as CCA; "scaled" trains a network alone, and
             sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the released run
             (`config.paper`).
         seed: the same seed gives the same weights on the same machine.
@@ -98,7 +98,10 @@ class Parameters:
         alpha = 1.0 if self.alpha is None else self.alpha
         recipes = {
             "auto": lambda: replace(
-                scaled(pairs, self.seed, self.batch_size, alpha), adapter="auto", patience=AUTO_PATIENCE
+                scaled(pairs, self.seed, self.batch_size, alpha),
+                adapter="auto",
+                refine=True,
+                patience=AUTO_PATIENCE,
             ),
             "scaled": lambda: scaled(pairs, self.seed, self.batch_size, alpha),
             "paper": lambda: paper(self.seed),
@@ -106,4 +109,5 @@ class Parameters:
         if self.recipe not in recipes:
             raise DataError(f"no recipe {self.recipe!r}; {choices(self.recipe, recipes)}")
         given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
-        return recipes[self.recipe]().changed({**given, **(self.settings or {})})
+        config = recipes[self.recipe]().changed({**given, **(self.settings or {})})
+        return config if config.adapter in ("auto", "both") else replace(config, refine=False)

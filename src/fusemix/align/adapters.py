@@ -84,14 +84,19 @@ class AnyAdapter(nn.Module):
         return F.normalize(self.land(latents), dim=-1)
 
 
+def _augment(config: FitConfig) -> nn.Sequential:
+    """Return what is done to standardised latents while training."""
+    return nn.Sequential(
+        RandomQuantization(config.quantize), GaussianNoise(config.noise), Dropout(config.input_dropout)
+    )
+
+
 class Adapter(AnyAdapter):
     """The trained network of one side."""
 
     def __init__(self, latent_dim: int, config: FitConfig) -> None:
         super().__init__(latent_dim)
-        self.augment = nn.Sequential(
-            RandomQuantization(config.quantize), GaussianNoise(config.noise), Dropout(config.input_dropout)
-        )
+        self.augment = _augment(config)
         self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(latent_dim)
         self.project = nn.Linear(latent_dim, config.dim)
@@ -224,6 +229,47 @@ class Linear(AnyAdapter):
         return (latents.float() - self.shift) @ self.map
 
 
+class Refined(AnyAdapter):
+    """A closed form, and a small network that learns what to add to it: z + turn(z) + what the blocks add, of width S.
+
+    It begins as the closed form itself, for what is added begins at 0, and weight decay draws it back there. The form
+    is affine, so that mixed latents are mixed coordinates: FuseMix still mixes raw latents.
+
+    Attributes:
+        map: (D, S) of the closed form.
+    """
+
+    map: Tensor
+
+    def __init__(self, latent_dim: int, config: FitConfig) -> None:
+        super().__init__(latent_dim)
+        self.register_buffer("map", torch.zeros(latent_dim, config.dim))
+        self.augment = _augment(config)
+        self.blocks = nn.Sequential(*(Block(config.dim, config.expansion, config.dropout) for _ in range(config.depth)))
+        self.turn = nn.Linear(config.dim, config.dim, bias=False)
+        for weight in (self.turn.weight, *(p for name, p in self.blocks.named_parameters() if ".down." in name)):
+            nn.init.zeros_(weight)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers were learned."""
+        return self.map.numel() + super().numbers
+
+    def begin(self, shift: Tensor, map: Tensor) -> None:
+        """Take over a closed form: shift (D,) and map (D, S), whose coordinates have a deviation of about 1."""
+        self.shift.copy_(shift)
+        self.map.copy_(map)
+
+    def standardize(self, mean: Tensor, deviation: Tensor) -> None:
+        """Leave the latents to the closed form, which knows their units."""
+
+    def land(self, latents: Tensor) -> Tensor:
+        """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32."""
+        z = self.augment((latents - self.shift) @ self.map)
+        refined: Tensor = (self.blocks(z) + self.turn(z)).float()
+        return refined
+
+
 class Joined(AnyAdapter):
     """Two adapters of one side, whose scores add up: their embeddings stand side by side.
 
@@ -262,6 +308,8 @@ def make_adapters(dims: Sequence[int], config: FitConfig) -> list[AnyAdapter]:
         dims: widths of the latents x and y.
         config: all settings; `lock` says which side stays as it is.
     """
+    if config.refine:
+        return [Refined(dim, config) for dim in dims]
     free = Adapter if config.lock == "none" else Landing
     return [Locked(dim) if side == config.lock else free(dim, config) for side, dim in zip("xy", dims, strict=True)]
 
@@ -283,27 +331,31 @@ def adapter_of(tensors: dict[str, Tensor], latent_dim: int, config: FitConfig, f
             {k.removeprefix(f"parts.{i}."): v for k, v in tensors.items() if k.startswith(f"parts.{i}.")} for i in "01"
         ]
         return Joined([adapter_of(part, latent_dim, config, foreign) for part in parts], tensors["shares"])
-    if "map" in tensors:
+    if "map" in tensors and "turn.weight" not in tensors:
         if len(tensors["map"]) != latent_dim:
             raise RuntimeError(f"a map of latents of {len(tensors['map'])} numbers, not of {latent_dim}")
         return Linear(tensors["shift"], tensors["map"])
     if set(tensors) == {"shift", "scale"}:
         adapter: AnyAdapter = Locked(latent_dim)
     else:
-        sizes = _sizes(tensors, latent_dim)
+        sizes = _sizes(tensors)
         made = config.changed(sizes)
         if not foreign and made != config:
             raise RuntimeError(f"a network of {sizes}, which are not its settings")
-        adapter = (Landing if "center" in tensors else Adapter)(latent_dim, made)
+        network = Refined if "map" in tensors else Landing if "center" in tensors else Adapter
+        adapter = network(latent_dim, made)
     if isinstance(adapter, Landing) and "known" in tensors:
         adapter.remember(tensors["known"], tensors["temperature"])
     adapter.load_state_dict(tensors, strict=True)
     return adapter
 
 
-def _sizes(tensors: dict[str, Tensor], latent_dim: int) -> dict[str, int]:
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
     """Return the settings that say how large a network is, from its tensors."""
     depth = sum(name.endswith(".up.weight") for name in tensors)
-    inner = len(tensors["blocks.0.up.weight"]) if depth else latent_dim
-    sizes = {"depth": depth, "dim": len(tensors["project.weight"])}
-    return {**sizes, "expansion": inner // latent_dim} if depth else sizes
+    last = tensors["turn.weight"] if "turn.weight" in tensors else tensors["project.weight"]
+    sizes = {"depth": depth, "dim": len(last)}
+    if depth:
+        inner, width = tensors["blocks.0.up.weight"].shape
+        sizes["expansion"] = inner // width
+    return sizes

@@ -81,11 +81,20 @@ def cca(m: Moments, shrinkage: float, power: float = 1.0) -> ClosedForm:
     """
     (values_x, axes_x), (values_y, axes_y) = m.eigen_x, m.eigen_y
     scale_x, scale_y = _inverse_root(values_x, m.xx, shrinkage), _inverse_root(values_y, m.yy, shrinkage)
-    u, r, vt = torch.linalg.svd(scale_x[:, None] * m.rotated * scale_y, full_matrices=False)
+    u, r, vt = _svd(scale_x[:, None] * m.rotated * scale_y)
     weight = r**power
     return _single(
         m, axes_x @ (scale_x[:, None] * u * weight), axes_y @ (scale_y[:, None] * vt.T * weight), shrinkage, power
     )
+
+
+def in_deviations(m: Moments, form: ClosedForm) -> ClosedForm:
+    """Return the same form with both maps scaled so that coordinates of the pairs have a deviation of 1 in the mean."""
+    maps = []
+    for map_, covariance in ((form.map_x, m.xx), (form.map_y, m.yy)):
+        variance = (map_.double() * (covariance @ map_.double())).sum() / map_.shape[1]
+        maps.append((map_ / variance.clamp(min=_TINY).sqrt()).float())
+    return replace(form, map_x=maps[0], map_y=maps[1])
 
 
 def procrustes(m: Moments) -> ClosedForm:
@@ -116,6 +125,32 @@ def principal(latents: Tensor, width: int) -> Tensor:
         scores = vectors * values.clamp(min=0).sqrt()
     first: Tensor = scores[:, -width:].flip(1).float()
     return first
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U (M, K), r (K,) and V' (K, N) of a matrix (M, N), K the smaller of both.
+
+    LAPACK's divide and conquer gives up on some finite matrices of many values near 0. The eigenvectors of the smaller
+    product are found always; what they say of values below 1e-8 of the largest is wrong, and these count for nothing.
+    """
+    try:
+        u, r, vt = torch.linalg.svd(matrix, full_matrices=False)
+        return u, r, vt
+    except RuntimeError:  # torch.linalg.LinAlgError is one
+        if not bool(matrix.isfinite().all()):
+            raise
+    if matrix.shape[0] < matrix.shape[1]:
+        v, r, ut = _by_eigenvectors(matrix.T)
+        return ut.T, r, v.T
+    return _by_eigenvectors(matrix)
+
+
+def _by_eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same for M >= N, by the eigenvectors of matrix' matrix."""
+    values, v = torch.linalg.eigh(matrix.T @ matrix)
+    r, v = values.clamp(min=0).sqrt().flip(0), v.flip(1)
+    u = matrix @ v / r.clamp(min=1e-8 * float(r.max()) + _TINY)
+    return u, r, v.T
 
 
 def _inverse_root(values: Tensor, covariance: Tensor, shrinkage: float) -> Tensor:

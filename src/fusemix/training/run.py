@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from fusemix import durable
+from fusemix.align.adapters import Refined
+from fusemix.align.closed_form import ClosedForm
 from fusemix.config import FitConfig
 from fusemix.data.health import Health
 from fusemix.data.latents import Latents
@@ -46,7 +48,7 @@ class Run:
 
     def __init__(
         self, train: Latents, val: Latents | None, config: FitConfig, device: torch.device,
-        health: dict[str, Health], interrupts: Interrupts,
+        health: dict[str, Health], interrupts: Interrupts, start: ClosedForm | None = None,
     ) -> None:  # fmt: skip
         """Begin.
 
@@ -57,6 +59,7 @@ class Run:
             device: where to train.
             health: of the latents, by modality; under "val NAME" those of validation.
             interrupts: hold back signals while the state changes.
+            start: the closed form that adapters begin as, where `config.refine`.
         """
         self.pairs, self.config, self.interrupts = train, config, interrupts
         self.val = Sides.of(val, train.modalities, device) if val is not None else None
@@ -71,6 +74,9 @@ class Run:
         if config.standardize:
             for side, name in zip(adapters.sides, train.modalities, strict=True):
                 side.standardize(health[name].mean, health[name].deviation)
+        if start is not None and isinstance(adapters.x, Refined) and isinstance(adapters.y, Refined):
+            adapters.x.begin(start.shift_x, start.map_x)
+            adapters.y.begin(start.shift_y, start.map_y)
         if adapters.landing is not None:
             target = health[train.modalities["xy".index(config.lock)]]
             adapters.landing.aim(target.mean, target.deviation)
