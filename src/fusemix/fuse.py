@@ -35,7 +35,7 @@ from fusemix.training.validation import embed
 FEWEST_GROUPS = 20  # of which a part can be held out to choose by
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
-START = 5.0  # times the shrinkage of the search, for the CCA that a network begins as
+START = 10.0  # times the shrinkage of the search, for the CCA that a network begins as
 MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
 MOST_LATENTS = 2**17  # of items without partners of a modality, in memory
 ENOUGH_PAIRS = 100_000  # above, items without partners teach nothing (arXiv 2602.23353)
