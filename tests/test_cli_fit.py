@@ -59,7 +59,7 @@ def test_stopping_early_is_said(place):
         "fit", "l", "-o", "early", "--epochs", "200", "--dim", "8", "--patience", "2", "-q", cwd=place
     ).stdout
     assert "epochs early: 2 validations brought no gain" in shown and "steps of" in shown
-    assert "mean R@1, 5, 10 both ways of" in shown and shown.count("chose ") == 1 and shown.count("  not ") == 4
+    assert "mean R@1, 5, 10 both ways of" in shown and shown.count("chose ") == 1 and shown.count("  not ") == 8
 
 
 def test_a_dry_run_foresees_and_writes_nothing(place):

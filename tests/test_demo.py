@@ -38,6 +38,7 @@ def test_every_stage_reports_progress_to_its_end(demo):
         "check latents",
         "fit",
         "fit cca",
+        "refine cca",
         "choose",
         "fit baselines",
         "previews",

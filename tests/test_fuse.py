@@ -14,6 +14,7 @@ from fusemix.config import scaled
 from fusemix.contest import Entry, Way, calibrate, contest
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError, StoreError
+from fusemix.fit import fit_adapters
 from fusemix.fuse import folds_of, fuse, hold_out, latents_of
 from fusemix.progress import silent
 from fusemix.training.validation import Sides
@@ -30,7 +31,7 @@ def pairs(count, seed=0, noise=1.0, split="train"):
 
 
 def quick(**given):
-    return fm.FuseMix(**{**QUICK, **given})
+    return fm.FuseMix(**{**QUICK, "settings": {"refine": False}, **given})
 
 
 def recall(model, latents):
@@ -71,14 +72,14 @@ def test_the_sum_of_scores_is_one_embedding():
     train, val = pairs(150), pairs(60, 1)
     model = quick(adapter="both").fit(train, val=val)
     adapter = model.adapters_["image"]
-    assert isinstance(adapter, Joined) and [type(each) for each in adapter.each] == [Linear, Refined]
+    assert isinstance(adapter, Joined) and [type(each) for each in adapter.each] == [Linear, Adapter]
     x, y = torch.from_numpy(val["image"].numpy()), torch.from_numpy(val["text"].numpy())
     cosines = torch.from_numpy(model.embed_latents("image", x) @ model.embed_latents("text", y).T)
     parts = zip(adapter.each, model.adapters_["text"].each, strict=True)
     with torch.no_grad():
         wanted = sum(share * a(x) @ b(y).T for share, (a, b) in zip(adapter.shares, parts, strict=True))
     torch.testing.assert_close(cosines, wanted, atol=1e-5, rtol=0)
-    assert model.facts_["dim"] == model.embed_latents("image", x).shape[1] == 50 + 50
+    assert model.facts_["dim"] == model.embed_latents("image", x).shape[1] == 50 + 8
 
 
 def test_without_validation_some_training_groups_judge_and_the_closed_form_then_takes_them_in():
@@ -131,7 +132,7 @@ def test_the_contest_is_what_a_plain_one_finds():
     model = fm.FuseMix(adapter="cca").fit(train)
     way = Way("cca", "cca", model.adapters_)
     known = [train[name].rows.whole() for name in train]
-    won = contest([way], None, known, held, only=False)
+    won = contest([way], [], known, held, only=False)
     x, y = (torch.from_numpy(model.embed_latents(name, held[name].latents)) for name in held)
     bank_x, bank_y = (torch.from_numpy(model.embed_latents(name, each)) for name, each in zip(held, known, strict=True))
     rows = np.arange(50), np.arange(50)
@@ -202,7 +203,7 @@ def test_many_pairs_do_without_items_that_have_no_partner(monkeypatch):
     fused = fuse(pairs(120), pairs(40, 1), config, CPU, silent, unpaired=others)
     assert any("items without partners are left out" in note for note in fused.notes) and not fused.learned
     for adapter in ("ridge", "mlp"):
-        given = config.changed({"adapter": adapter, **QUICK})
+        given = config.changed({"adapter": adapter, "refine": False, **QUICK})
         fused = fuse(pairs(120), pairs(40, 1), given, CPU, silent, unpaired=others)
         assert any("left out" in note for note in fused.notes) and not fused.learned
 
@@ -256,7 +257,7 @@ def test_a_closed_form_is_not_forecast():
 
 
 def test_a_network_begins_as_cca_and_learns_what_to_add():
-    """Before a step it embeds as the closed form does; mixed latents are mixed coordinates; settings turn it off."""
+    """Before a step it embeds as the closed form does. A network that is asked for alone begins as none."""
     train, val = pairs(150), pairs(60, 1)
     folds = folds_of(train, 0)
     form = in_deviations(folds.whole, cca(folds.whole, 3.0, 0.75))
@@ -267,15 +268,23 @@ def test_a_network_begins_as_cca_and_learns_what_to_add():
     torch.testing.assert_close(adapter(x), form.embed_x(x), rtol=0, atol=1e-6)
     for side, shift, by in ((x, form.shift_x, form.map_x), (y, form.shift_y, form.map_y)):
         assert abs(float(((side - shift) @ by).std()) - 1) < 0.1
-    model = quick(adapter="both").fit(train, val=val)
-    refined = model.adapters_["image"].each[1]
-    assert isinstance(refined, Refined) and bool(refined.turn.weight.any()) and model.config_.refine
-    plain = quick(adapter="both", settings={"refine": False}).fit(train, val=val)
-    assert isinstance(plain.adapters_["image"].each[1], Adapter) and plain.facts_["dim"] == 50 + 8
+    model = quick(settings=None).fit(train, val=val)
+    assert {"cca", "trained adapters", "refined cca", "cca + 0.5 refined cca"} <= set(model.facts_["tried"])
+    plain = quick().fit(train, val=val)
+    assert set(plain.facts_["tried"]) == {name for name in model.facts_["tried"] if "refined" not in name}
+    assert {name: model.facts_["tried"][name] for name in plain.facts_["tried"]} == plain.facts_["tried"]
 
 
 def test_a_refined_model_is_saved_and_held_to_its_settings(tmp_path):
-    model = quick(adapter="both").fit(pairs(150), val=pairs(60, 1))
+    train, val = pairs(150), pairs(60, 1)
+    model = quick(adapter="both").fit(train, val=val)
+    folds = folds_of(train, 0)
+    form = in_deviations(folds.whole, cca(folds.whole, 3.0, 0.75))
+    config = replace(model.config_, adapter="mlp", dim=form.map_x.shape[1])
+    refined = fit_adapters(train, val, config, CPU, silent, start=form).adapters
+    assert all(isinstance(side, Refined) and bool(side.turn.weight.any()) for side in refined.values())
+    for name, side in model.adapters_.items():
+        model.adapters_[name] = Joined([side.each[0], refined[name]], side.shares).eval()
     model.save(tmp_path / "m")
     again = fm.FuseMix.load(tmp_path / "m")
     latents = pairs(60, 1)["image"].numpy()

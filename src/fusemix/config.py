@@ -23,8 +23,8 @@ class FitConfig:
         dim: S, width of the shared space that a network lands in.
         depth: residual blocks per adapter; 0 leaves a LayerNorm and one linear map.
         expansion: inner width of a block, as a multiple of the latent dim D.
-        refine: the network of "auto" and "both" begins as CCA and learns what to add to it, in a space as wide as CCA
-            makes it, see `align.adapters.Refined`.
+        refine: "auto" and "both" also train a network that begins as CCA and learns what to add to it, see
+            `align.adapters.Refined`.
         dropout: probability inside a block, in [0, 1).
         input_dropout: probability that a latent dimension is set to its mean (to 0 without `standardize`), in [0, 1).
         alpha: lam ~ Beta(alpha, alpha); 0 turns mixing off.

@@ -120,31 +120,30 @@ def linear(form: ClosedForm, modalities: Sequence[str]) -> Sided:
 
 
 def contest(
-    closed: Sequence[Way], trained: Way | None, known: Sequence[Tensor], held: Latents | None,
+    closed: Sequence[Way], trained: Sequence[Way], known: Sequence[Tensor], held: Latents | None,
     *, only: bool = False, shares: Sequence[float] = SHARES,
 ) -> Winner:  # fmt: skip
     """Let ways compete on held-out pairs.
 
     Args:
         closed: closed forms, the simplest first; of equals the first wins.
-        trained: trained adapters.
+        trained: trained adapters, of which the first is taken where nobody judges.
         known: latents of known items of x and of y, for the bias of hubs.
         held: the pairs; with None nobody judges, and it is the first closed form, with what was trained.
         only: trained adapters only beside a closed form, and no closed form alone.
         shares: of the trained adapters in sums of scores; none where a space that is there cannot be widened.
     """
     if held is None:
-        way = closed[0] if trained is None else closed[0].joined(trained, torch.tensor([0.5, 0.5]))
+        way = closed[0] if not trained else closed[0].joined(trained[0], torch.tensor([0.5, 0.5]))
         return Winner(way, 0.0, {}, math.nan, UNKNOWN_TEMPERATURE)
     cpu = torch.device("cpu")
     some = held.take(spaced(len(held), MOST_JUDGED))
     sides = Sides.of(some, tuple(closed[0].adapters), cpu)
     rows = sides.rows[0].numpy(), sides.rows[1].numpy()
     entries = [Entry.of(way, sides, known) for way in closed]
-    if trained is not None:
-        other = Entry.of(trained, sides, known)
-        both = [entry.joined(other, share) for entry in entries for share in shares]
-        entries = both if only else [*entries, *both, other]
+    networks = [Entry.of(way, sides, known) for way in trained]
+    both = [entry.joined(other, share) for other in networks for entry in entries for share in shares]
+    entries = both if only else [*entries, *both, *networks]
     recalls = [entry.recalls(rows) for entry in entries]
     order = sorted(range(len(entries)), key=lambda i: -max(recalls[i]))  # stable
     best = order[0]

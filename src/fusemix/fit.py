@@ -78,7 +78,7 @@ def fit_adapters(
         config: all settings.
         device: where to train.
         progress: called after every step.
-        start: the closed form that adapters begin as, where `config.refine`.
+        start: the closed form that adapters begin as; its width is that of `config`.
         out: folder of metrics.jsonl and of checkpoints, from which an interrupted fit goes on; None keeps nothing.
         track: called with every record of metrics.jsonl.
 

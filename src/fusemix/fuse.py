@@ -35,6 +35,8 @@ from fusemix.training.validation import embed
 FEWEST_GROUPS = 20  # of which a part can be held out to choose by
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
+MAIN = 0.7  # of the time that is left, for the network that begins at random, where another begins as CCA
+TRAINED = "trained adapters"
 START = 10.0  # times the shrinkage of the search, for the CCA that a network begins as
 MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
 MOST_LATENTS = 2**17  # of items without partners of a modality, in memory
@@ -77,8 +79,8 @@ class Fused:
         return {
             "batch_size": trained.batch_size if trained else None,
             "best_epoch": trained.best_epoch if trained else None,
-            "temperature": won.temperature if won and self.config.adapter != "mlp" else learned,
-            "chosen": won.way.what if won else "trained adapters",
+            "temperature": won.temperature if won and won.way.what != TRAINED else learned,
+            "chosen": won.way.what if won else TRAINED,
             "tried": won.tried if won else {},
             "hubs": {
                 "strength": self.strength,
@@ -110,7 +112,7 @@ def fuse(
     """
     wide, network = too_wide(train), _Training(config, device, progress, out, track)
     if config.adapter == "mlp" or (config.adapter == "auto" and wide):
-        trained, trainer = network.train(train, val, None, least=1)
+        trained, trainer = network.train(train, val, least=1)
         assert trained is not None, "an epoch at least"
         ignored = ["items without partners teach closed forms alone, and were left out"] if unpaired else []
         folds = None if wide else folds_of(train, config.seed)
@@ -126,15 +128,18 @@ def fuse(
     others = latents_of(unpaired, held)
     closed = _Closed.of(part, others, config, progress)
     trained, trainer = None, config
+    networks: list[Way] = []
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
-        start = closed.start() if config.refine else None
-        trained, trainer = network.train(part, held, start, least=config.adapter == "both")
+        trained, trainer = network.train(part, held, least=config.adapter == "both")
         notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
+        if trained is not None:
+            networks.append(Way(TRAINED, "mlp", trained.adapters))
+        if trained is not None and config.refine:
+            networks.append(Way("refined cca", "mlp", network.refine(part, held, closed.start(), trainer)))
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
-    other = Way("trained adapters", "mlp", trained.adapters) if trained is not None else None
     shares = SHARES if config.lock == "none" else ()
-    won = contest(closed.ways, other, known, held, only=config.adapter == "both", shares=shares)
+    won = contest(closed.ways, networks, known, held, only=config.adapter == "both", shares=shares)
     progress("choose", 1, 1)
     adapters, folds = won.way.adapters, closed.folds
     if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
@@ -164,26 +169,31 @@ class _Training:
     track: Track | None
     begun: float = field(default_factory=time.monotonic)
 
-    def train(
-        self, train: Latents, val: Latents | None, start: ClosedForm | None, least: int
-    ) -> tuple[Fitted | None, FitConfig]:
+    def train(self, train: Latents, val: Latents | None, least: int) -> tuple[Fitted | None, FitConfig]:
         """Train for as many epochs as there is time for, and at least so many; None where that is none."""
-        whole = replace(self.config, adapter="mlp", refine=start is not None)
-        whole = settings = whole if start is None else replace(whole, dim=start.map_x.shape[1])
+        whole = settings = replace(self.config, adapter="mlp", refine=False)
         if whole.minutes:
             left = 60 * whole.minutes - (time.monotonic() - self.begun)
+            left *= MAIN if self.config.refine else 1
             epochs = max(least, within(left, train, val, whole, self.device, self.out))
             if not epochs:
                 return None, whole
             settings = replace(whole, epochs=epochs)
-        trained = fit_adapters(
-            train, val, settings, self.device, self.progress, start=start, out=self.out, track=self.track
-        )
+        trained = fit_adapters(train, val, settings, self.device, self.progress, out=self.out, track=self.track)
         if settings.epochs < whole.epochs:
             some = f"{settings.epochs} of {whole.epochs} epochs"
             cut = f"trained for {some}: more would take over {whole.minutes:g} minutes"
             trained = replace(trained, notes=[*trained.notes, cut])
         return trained, settings
+
+    def refine(self, train: Latents, val: Latents | None, start: ClosedForm, settings: FitConfig) -> Sided:
+        """Train a network that begins as a closed form, a fraction of the work; it keeps nothing on the disk."""
+        narrow = replace(settings, dim=start.map_x.shape[1])
+
+        def progress(stage: str, done: int, total: int, note: str = "") -> None:
+            self.progress("refine cca" if stage == "fit" else stage, done, total, note)
+
+        return fit_adapters(train, val, narrow, self.device, progress, start=start).adapters
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:

@@ -166,8 +166,6 @@ class FuseMix(Parameters):
         config = locked(self.config(len(train)), train, self.lock, self.dim)
         if config.adapter not in ("auto", "mlp", "both"):
             raise DataError(f"adapter={config.adapter!r} trains nothing, and takes seconds to minutes: just fit it")
-        if config.refine:
-            config = config.changed({"dim": min(train.items[name].rows.shape[1] for name in train.modalities)})
         return foresee(train, config, find_device(self.device), val)
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -46,7 +46,7 @@ class Parameters:
         lock: a modality whose latents are the shared space as they are, bit for bit; the other one learns to land in
             it, and can then condition what was made for these latents, see `condition`. None locks neither.
         settings: any others of `config.FitConfig` by name, such as {"noise": 0.5, "mixing": "sample"}.
-        recipe: "auto" is adapter="auto", with a network that begins as CCA; "scaled" trains a network alone, and
+        recipe: "auto" is adapter="auto", with a network as "scaled" trains it; "scaled" trains a network alone, and
             sets what is None by the number of pairs (`config.scaled` says how and why); "paper" is the released run
             (`config.paper`).
         seed: the same seed gives the same weights on the same machine.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusemix.align.augment import GaussianNoise, RandomQuantization
+from fusemix.align.closed_form import ClosedForm
 from fusemix.align.dropout import Dropout
 from fusemix.align.prior import posterior_mean
 from fusemix.config import FitConfig
@@ -308,10 +309,17 @@ def make_adapters(dims: Sequence[int], config: FitConfig) -> list[AnyAdapter]:
         dims: widths of the latents x and y.
         config: all settings; `lock` says which side stays as it is.
     """
-    if config.refine:
-        return [Refined(dim, config) for dim in dims]
     free = Adapter if config.lock == "none" else Landing
     return [Locked(dim) if side == config.lock else free(dim, config) for side, dim in zip("xy", dims, strict=True)]
+
+
+def refining(form: ClosedForm, config: FitConfig) -> list[AnyAdapter]:
+    """Return the adapters of both sides that begin as a closed form, whose coordinates have a deviation of about 1."""
+    sides = []
+    for shift, map_ in ((form.shift_x, form.map_x), (form.shift_y, form.map_y)):
+        sides.append(Refined(len(shift), config))
+        sides[-1].begin(shift, map_)
+    return [*sides]
 
 
 def adapter_of(tensors: dict[str, Tensor], latent_dim: int, config: FitConfig, foreign: bool = False) -> AnyAdapter:
@@ -340,7 +348,7 @@ def adapter_of(tensors: dict[str, Tensor], latent_dim: int, config: FitConfig, f
     else:
         sizes = _sizes(tensors)
         made = config.changed(sizes)
-        if not foreign and made != config:
+        if not foreign and made != (config.changed({"dim": made.dim}) if "map" in tensors else config):
             raise RuntimeError(f"a network of {sizes}, which are not its settings")
         network = Refined if "map" in tensors else Landing if "center" in tensors else Adapter
         adapter = network(latent_dim, made)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fusemix.align.adapters import Adapter, Refined
+from fusemix.align.adapters import Adapter
 from fusemix.align.tiles import KEEP
 from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
@@ -156,7 +156,6 @@ def memory(
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
     trained = _trained(config, dims)
-    widest = config.dim if config.refine else max(trained)
     weights = 4 * sum(_sizes(config, dim)[1] for dim in trained)
     logits = 4 * batch**2 if 4 * batch**2 <= kept else WEIGHTS_CHUNK * number * batch
     return {
@@ -167,7 +166,7 @@ def memory(
         "batch": 4 * batch * sum(dims),
         "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in trained),
         # The backward pass holds the gradient of an inner layer as it came and as it goes on.
-        "passing gradients": 2 * number * batch * config.expansion * widest * min(config.depth, 1),
+        "passing gradients": 2 * number * batch * config.expansion * max(trained) * min(config.depth, 1),
         "loss": logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
     }
 
@@ -183,7 +182,6 @@ def activation_bytes(config: FitConfig, dim: int, number: int = 4, mask: int = 4
         number: bytes of a number in the matrix products, 4 or 2.
         mask: bytes of a unit in a dropout mask.
     """
-    dim = config.dim if config.refine else dim
     inner = config.expansion * dim
     # What flows past the blocks stays float32: inputs of the norms, and at the end what has its length taken. Only
     # matrix products and what lies between two of them are in half precision: their inputs, and that of the GELU.
@@ -226,5 +224,5 @@ def _trained(config: FitConfig, dims: Sequence[int]) -> list[int]:
 def _sizes(config: FitConfig, dim: int) -> tuple[int, int]:
     """Return how many numbers the matrices of an adapter hold, and how many all its parameters do."""
     with torch.device("meta"):  # shapes alone
-        parameters = list((Refined if config.refine else Adapter)(dim, config).parameters())
+        parameters = list(Adapter(dim, config).parameters())
     return sum(p.numel() for p in parameters if p.ndim == 2), sum(p.numel() for p in parameters)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 
 from fusemix import durable
-from fusemix.align.adapters import Refined
 from fusemix.align.closed_form import ClosedForm
 from fusemix.config import FitConfig
 from fusemix.data.health import Health
@@ -59,7 +58,7 @@ class Run:
             device: where to train.
             health: of the latents, by modality; under "val NAME" those of validation.
             interrupts: hold back signals while the state changes.
-            start: the closed form that adapters begin as, where `config.refine`.
+            start: the closed form that adapters begin as; None begins at random.
         """
         self.pairs, self.config, self.interrupts = train, config, interrupts
         self.val = Sides.of(val, train.modalities, device) if val is not None else None
@@ -70,13 +69,10 @@ class Run:
         self.best_weights: dict[str, Tensor] = {}
         torch.manual_seed(config.seed)
         dims = [train.items[name].rows.shape[1] for name in train.modalities]
-        adapters = Adapters(dims, config)
+        adapters = Adapters(dims, config, start)
         if config.standardize:
             for side, name in zip(adapters.sides, train.modalities, strict=True):
                 side.standardize(health[name].mean, health[name].deviation)
-        if start is not None and isinstance(adapters.x, Refined) and isinstance(adapters.y, Refined):
-            adapters.x.begin(start.shift_x, start.map_x)
-            adapters.y.begin(start.shift_y, start.map_y)
         if adapters.landing is not None:
             target = health[train.modalities["xy".index(config.lock)]]
             adapters.landing.aim(target.mean, target.deviation)

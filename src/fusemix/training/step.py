@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from fusemix.align.adapters import AnyAdapter, Block, Landing, Locked, make_adapters
+from fusemix.align.adapters import AnyAdapter, Block, Landing, Locked, make_adapters, refining
 from fusemix.align.capability import runs_triton
+from fusemix.align.closed_form import ClosedForm
 from fusemix.align.landing import landing_loss
 from fusemix.align.losses import info_nce
 from fusemix.config import FitConfig
@@ -34,10 +35,10 @@ class Adapters(nn.Module):
         dims: widths of the latents x and y.
     """
 
-    def __init__(self, dims: Sequence[int], config: FitConfig) -> None:
+    def __init__(self, dims: Sequence[int], config: FitConfig, start: ClosedForm | None = None) -> None:
         super().__init__()
         self.dims = list(dims)
-        self.x, self.y = make_adapters(dims, config)
+        self.x, self.y = make_adapters(dims, config) if start is None else refining(start, config)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
 
     @property
