@@ -71,6 +71,19 @@ def test_too_little_time_leaves_a_closed_form_or_one_epoch_and_says_so():
     assert alone.facts_["notes"] == ["trained for 1 of 50 epochs: more would take over 1e-06 minutes"]
 
 
+def test_both_networks_share_the_time(device_of):
+    """The second one, of the width of CCA, is foreseen by its share of the work; here both are alike."""
+    device_of(1.0, 0.0)
+    both = fm.FuseMix(epochs=50, dim=7, minutes=1.0, adapter="both").fit(TRAIN, val=VAL)
+    alone = fm.FuseMix(epochs=50, dim=7, minutes=1.0, adapter="both", settings={"refine": False}).fit(TRAIN, val=VAL)
+    assert 20 <= both.config_.epochs < 35 and alone.config_.epochs == 50
+    none = fm.FuseMix(epochs=50, minutes=1e-6, adapter="both").fit(TRAIN, val=VAL)
+    assert none.config_.epochs == 1 and none.config_.epochs is not True
+    with pytest.raises(DataError, match="validation pairs are of x, z; wanted x, y"):
+        other = Latents.from_arrays("val", x=np.eye(8), z=np.eye(8))
+        fm.FuseMix(minutes=1.0, recipe="scaled").fit(TRAIN, val=other)
+
+
 def test_an_interrupted_fit_keeps_the_epochs_that_it_began_with(tmp_path, device_of):
     device_of(1.0, 0.0)
     given = {"epochs": 50, "batch_size": 32, "minutes": 4.5 / 60, "recipe": "scaled"}

@@ -130,6 +130,26 @@ def test_ridge_onto_is_least_squares_in_the_space_as_it_is():
     assert np.allclose(form.embed_y(torch.from_numpy(y)).numpy(), unit, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("names", "width", "message"),
+    [
+        (("sound", "word", "image"), 12, "validation pairs are of sound, word, image; wanted sound, word"),
+        (("sound", "image"), 12, "validation pairs are of sound, image; wanted sound, word"),
+        (("sound", "word"), 5, "word latents of validation come from another encoder: .*width"),
+    ],
+)
+def test_validation_pairs_of_something_else_are_told(views, base, names, width, message):
+    given = {name: views[name][KNOWN:, :width] if name == "word" else views[name][KNOWN:] for name in names}
+    with pytest.raises((DataError, MismatchError), match=message):
+        fm.FuseMix().fit(pairs(views, "sound", "word"), val=Latents.from_arrays("val", **given), onto=base)
+
+
+def test_a_model_is_not_overwritten_by_what_lands_in_its_space(views, base, tmp_path):
+    base.save(tmp_path / "m")
+    done = warm.run(["fit", "l", "--onto", "m", "-o", "./m"], tmp_path, dict(os.environ))
+    assert done.returncode == 2 and "-o m is the model that --onto names" in done.stderr
+
+
 def test_what_cannot_land_is_told(views, base, sounds):
     with pytest.raises(DataError, match=r"one modality that the model has \(image, word\).*got sound, touch"):
         fm.FuseMix().fit(pairs(views, "sound", "touch"), onto=base)
@@ -148,7 +168,7 @@ def test_what_cannot_land_is_told(views, base, sounds):
     with pytest.raises(MismatchError, match="takes word latents of width 12, got 5"):
         fm.FuseMix().fit(narrow, onto=base)
     locked = fm.FuseMix(lock="word", depth=0, epochs=1).fit(pairs(views, "image", "word"))
-    with pytest.raises(DataError, match="the model locks a modality: fit with lock='word' to land in the same space"):
+    with pytest.raises(DataError, match="the model locks word: fit pairs of that with lock='word' to land in"):
         fm.FuseMix().fit(train, onto=locked)
     with pytest.raises(MismatchError, match="share a space only where both embed one modality in the very same way"):
         Space([base, fm.FuseMix(adapter="ridge").fit(train)])

@@ -162,9 +162,11 @@ def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latent
     Writes nothing.
 
     Raises:
-        DataError: pairs that cannot be fitted.
+        DataError, MismatchError: pairs that cannot be fitted, or validation pairs that do not go with them.
     """
     check_pairs(train)
+    if val is not None:
+        check_validation(train, val)
     order = Order.of(len(train), config)
     dims = [train.items[name].rows.shape[1] for name in train.modalities]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

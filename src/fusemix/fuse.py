@@ -29,14 +29,14 @@ from fusemix.errors import DataError
 from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest, within
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
+from fusemix.training.forecast import step_flops
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
 FEWEST_GROUPS = 20  # of which a part can be held out to choose by
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
-MAIN = 0.7  # of the time that is left, for the network that begins at random, where another begins as CCA
-TRAINED = "trained adapters"
+TRAINED, REFINED = "trained adapters", "refined cca"
 START = 10.0  # times the shrinkage of the search, for the CCA that a network begins as
 MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
 MOST_LATENTS = 2**17  # of items without partners of a modality, in memory
@@ -79,7 +79,7 @@ class Fused:
         return {
             "batch_size": trained.batch_size if trained else None,
             "best_epoch": trained.best_epoch if trained else None,
-            "temperature": won.temperature if won and won.way.what != TRAINED else learned,
+            "temperature": won.temperature if won and won.way.kind != "mlp" else learned,
             "chosen": won.way.what if won else TRAINED,
             "tried": won.tried if won else {},
             "hubs": {
@@ -127,20 +127,23 @@ def fuse(
         check_validation(part, held)
     others = latents_of(unpaired, held)
     closed = _Closed.of(part, others, config, progress)
-    trained, trainer = None, config
+    trained, refined, trainer = None, None, config
     networks: list[Way] = []
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
-        trained, trainer = network.train(part, held, least=config.adapter == "both")
+        start = closed.start() if config.refine else None
+        trained, trainer = network.train(part, held, least=int(config.adapter == "both"), start=start)
         notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
         if trained is not None:
             networks.append(Way(TRAINED, "mlp", trained.adapters))
-        if trained is not None and config.refine:
-            networks.append(Way("refined cca", "mlp", network.refine(part, held, closed.start(), trainer)))
+        if trained is not None and start is not None:
+            refined = replace(network.refine(part, held, start, trainer), earlier=trained.earlier)
+            networks.append(Way(REFINED, "mlp", refined.adapters))
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
     shares = SHARES if config.lock == "none" else ()
     won = contest(closed.ways, networks, known, held, only=config.adapter == "both", shares=shares)
     progress("choose", 1, 1)
+    trained = refined if REFINED in won.way.what else trained
     adapters, folds = won.way.adapters, closed.folds
     if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
         folds = folds_of(train, config.seed)
@@ -169,12 +172,20 @@ class _Training:
     track: Track | None
     begun: float = field(default_factory=time.monotonic)
 
-    def train(self, train: Latents, val: Latents | None, least: int) -> tuple[Fitted | None, FitConfig]:
-        """Train for as many epochs as there is time for, and at least so many; None where that is none."""
+    def train(
+        self, train: Latents, val: Latents | None, least: int, start: ClosedForm | None = None
+    ) -> tuple[Fitted | None, FitConfig]:
+        """Train for as many epochs as there is time for, and at least so many; None where that is none.
+
+        Where a network that begins as a closed form comes next, it has its share of the time: that of its work.
+        """
         whole = settings = replace(self.config, adapter="mlp", refine=False)
         if whole.minutes:
             left = 60 * whole.minutes - (time.monotonic() - self.begun)
-            left *= MAIN if self.config.refine else 1
+            if start is not None:
+                dims, width = [len(start.shift_x), len(start.shift_y)], start.map_x.shape[1]
+                mine, next_ = step_flops(whole, dims, 1), step_flops(replace(whole, dim=width), [width, width], 1)
+                left *= mine / (mine + next_)
             epochs = max(least, within(left, train, val, whole, self.device, self.out))
             if not epochs:
                 return None, whole
@@ -186,14 +197,14 @@ class _Training:
             trained = replace(trained, notes=[*trained.notes, cut])
         return trained, settings
 
-    def refine(self, train: Latents, val: Latents | None, start: ClosedForm, settings: FitConfig) -> Sided:
-        """Train a network that begins as a closed form, a fraction of the work; it keeps nothing on the disk."""
+    def refine(self, train: Latents, val: Latents | None, start: ClosedForm, settings: FitConfig) -> Fitted:
+        """Train a network that begins as a closed form, in the width of that; it keeps nothing on the disk."""
         narrow = replace(settings, dim=start.map_x.shape[1])
 
         def progress(stage: str, done: int, total: int, note: str = "") -> None:
             self.progress("refine cca" if stage == "fit" else stage, done, total, note)
 
-        return fit_adapters(train, val, narrow, self.device, progress, start=start).adapters
+        return fit_adapters(train, val, narrow, self.device, progress, start=start)
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:

@@ -20,6 +20,7 @@ from fusemix.fit import too_wide
 from fusemix.fuse import Fused, folds_of, fuse
 from fusemix.progress import Progress
 from fusemix.state import Side
+from fusemix.training.checks import check_validation
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
@@ -51,8 +52,11 @@ class Target:
                 f"onto wants pairs of one modality that the model has ({', '.join(self.sides)}) and of one that is new "
                 f"to it, got {', '.join(train.modalities)}"
             )
-        if any(isinstance(adapter, Locked) for adapter in self.adapters.values()):
-            raise DataError(f"the model locks a modality: fit with lock={known[0]!r} to land in the same space")
+        locked = [name for name, adapter in self.adapters.items() if isinstance(adapter, Locked)]
+        if locked:
+            raise DataError(
+                f"the model locks {locked[0]}: fit pairs of that with lock={locked[0]!r} to land in the same space"
+            )
         self.sides[known[0]].check(train.items[known[0]])
         return known[0]
 
@@ -92,6 +96,8 @@ def fuse_onto(
         DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
     """
     hub = target.hub(train)
+    if val is not None:
+        check_validation(train, val)
     train = hub_last(train, hub)
     landed = target.landed(train)
     width = landed.items[hub].rows.shape[1]

@@ -70,6 +70,9 @@ class Run:
         torch.manual_seed(config.seed)
         dims = [train.items[name].rows.shape[1] for name in train.modalities]
         adapters = Adapters(dims, config, start)
+        if start is not None and self.world > 1:  # closed forms of other machines may point the other way
+            for tensor in adapters.state_dict().values():
+                distributed.broadcast(tensor, 0)
         if config.standardize:
             for side, name in zip(adapters.sides, train.modalities, strict=True):
                 side.standardize(health[name].mean, health[name].deviation)

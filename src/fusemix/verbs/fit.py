@@ -92,6 +92,7 @@ def fit(
     from fusemix.terminal import Bars, say, show_forecast
     from fusemix.tracking import tracker
 
+    space = _space(onto, out, dry_run)
     model = fm.FuseMix(
         dim, adapter=adapter, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
         patience=patience, minutes=minutes, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
@@ -112,7 +113,6 @@ def fit(
     listener = tracker(track, str(out), model.config(len(train)).to_dict(), out) if track and first else nullcontext()
     with Bars(quiet or not first) as bars, listener as told:
         others = [fm.open_latents(each) for each in unpaired or ()]
-        space = None if onto is None else fm.FuseMix.load(onto)
         model.fit(train, val=held, unpaired=others, onto=space, out=out, track=told, progress=bars)
     if not first:
         return
@@ -124,6 +124,19 @@ def fit(
         return
     _show(model, val if held is not None else None)
     say(f"next: fusemix evaluate {out} {latents}")
+
+
+def _space(onto: Path | None, out: Path, dry_run: bool) -> "FuseMix | None":
+    """Open the model whose space it is, if there is one."""
+    import fusemix as fm
+
+    if onto is None:
+        return None
+    if onto.resolve() == out.resolve():
+        raise DataError(f"-o {out} is the model that --onto names, and would be lost: write into another folder")
+    if dry_run:
+        raise DataError("--dry-run foresees no fit onto a model; leave one of the two out")
+    return fm.FuseMix.load(onto)
 
 
 def _two(latents: Path, modality: list[str] | None) -> "Latents":
