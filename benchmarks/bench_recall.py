@@ -55,6 +55,7 @@ WAYS: dict[str, Way] = {
     "procrustes": way(adapter="procrustes"),
     "both": way(adapter="both"),
     "auto": way(),
+    "auto, begun at random": way(settings={"refine": False}),
     "cca, unpaired": way(adapter="cca", unpaired=True),
     "auto, unpaired": way(unpaired=True),
 }

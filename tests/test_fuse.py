@@ -271,6 +271,7 @@ def test_a_network_begins_as_cca_and_learns_what_to_add():
     model = quick(settings=None).fit(train, val=val)
     assert {"cca", "trained adapters", "refined cca", "cca + 0.5 refined cca"} <= set(model.facts_["tried"])
     plain = quick().fit(train, val=val)
+    assert model.config_.refine and not plain.config_.refine
     assert set(plain.facts_["tried"]) == {name for name in model.facts_["tried"] if "refined" not in name}
     assert {name: model.facts_["tried"][name] for name in plain.facts_["tried"]} == plain.facts_["tried"]
 

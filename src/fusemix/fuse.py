@@ -152,7 +152,8 @@ def fuse(
     sides = zip(adapters.items(), known, strict=True)
     # In the precision in which they are kept, so that a model that was saved corrects as it did.
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
-    notes, learned, made = [*notes, *closed.notes], closed.pool is not None, trainer.changed({"adapter": won.way.kind})
+    notes, learned = [*notes, *closed.notes], closed.pool is not None
+    made = trainer.changed({"adapter": won.way.kind, "refine": config.refine})
     return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
 
 
