@@ -273,6 +273,10 @@ BUGS = [
         "a fold judged by itself", "align/folds.py", "if i != fold]).moments()", "]).moments()", "tests/test_folds.py",
     ),
     Bug(
+        "a network tried that cannot catch up", "fuse.py", "- tried[form.what] > LEAD", "- tried[form.what] > 100",
+        "tests/test_fuse.py",
+    ),
+    Bug(
         "held-out groups trained on", "fuse.py", "return train.take(~held), judges",
         "return train, judges", "tests/test_fuse.py",
     ),

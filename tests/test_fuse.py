@@ -15,7 +15,7 @@ from fusemix.contest import Entry, Way, calibrate, contest
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError, StoreError
 from fusemix.fit import fit_adapters
-from fusemix.fuse import folds_of, fuse, hold_out, latents_of
+from fusemix.fuse import LEAD, folds_of, fuse, hold_out, latents_of
 from fusemix.progress import silent
 from fusemix.training.validation import Sides
 from fusemix.unpaired import without_partners
@@ -58,6 +58,7 @@ def test_a_network_that_validates_better_is_kept():
     model = fm.FuseMix(epochs=30, **given).fit(x[:600], y[:600], val=(x[600:], y[600:]))
     assert model.config_.adapter in ("mlp", "both")
     tried = model.facts_["tried"]
+    assert tried["trained adapters"] > tried["cca"] + LEAD and not any("refined" in name for name in tried)
     assert tried[model.facts_["chosen"]] > tried["cca"] + 10
 
 

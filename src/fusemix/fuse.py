@@ -37,6 +37,7 @@ FEWEST_GROUPS = 20  # of which a part can be held out to choose by
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
 TRAINED, REFINED = "trained adapters", "refined cca"
+LEAD = 8.0  # points of recall by which a network leaves CCA behind: one that began as CCA added 8 to it at most
 START = 10.0  # times the shrinkage of the search, for the CCA that a network begins as
 MOST_UNPAIRED = 8192  # items without partners of the first modality; of the second as many as a plan has room for
 MOST_LATENTS = 2**17  # of items without partners of a modality, in memory
@@ -127,6 +128,7 @@ def fuse(
         check_validation(part, held)
     others = latents_of(unpaired, held)
     closed = _Closed.of(part, others, config, progress)
+    known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     trained, refined, trainer = None, None, config
     networks: list[Way] = []
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
@@ -135,10 +137,9 @@ def fuse(
         notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
         if trained is not None:
             networks.append(Way(TRAINED, "mlp", trained.adapters))
-        if trained is not None and start is not None:
+        if trained is not None and start is not None and not _far_ahead(closed.ways[0], networks[0], known, held):
             refined = replace(network.refine(part, held, start, trainer), earlier=trained.earlier)
             networks.append(Way(REFINED, "mlp", refined.adapters))
-    known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     progress("choose", 0, 1)
     shares = SHARES if config.lock == "none" else ()
     won = contest(closed.ways, networks, known, held, only=config.adapter == "both", shares=shares)
@@ -155,6 +156,12 @@ def fuse(
     notes, learned = [*notes, *closed.notes], closed.pool is not None
     made = trainer.changed({"adapter": won.way.kind, "refine": config.refine})
     return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
+
+
+def _far_ahead(form: Way, network: Way, known: Sequence[Tensor], held: Latents | None) -> bool:
+    """Tell whether a network finds so much more on held-out pairs than a closed form that no start there catches up."""
+    tried = contest([form], [network], known, held, shares=()).tried
+    return bool(tried) and tried[network.what] - tried[form.what] > LEAD
 
 
 @dataclass
