@@ -472,6 +472,14 @@ def test_a_layer_of_a_text_model_is_what_its_class_shows(pooling, layer, tmp_pat
     np.testing.assert_array_equal(again.encode(["a red kite"]), encoder.encode(["a red kite"]))
 
 
+def test_layers_of_a_text_model_stand_side_by_side(tmp_path):
+    folder = str(save_bert(tmp_path / "m"))
+    texts = ["a red kite", "the blue sea in the red kites in the sky"]
+    got = load_encoder(folder, "text", pooling="mean+mean@1+cls@0").encode(texts)
+    alone = [load_encoder(folder, "text", pooling=part).encode(texts) for part in ("mean", "mean@1", "cls@0")]
+    np.testing.assert_array_equal(got, np.concatenate(alone, axis=1))
+
+
 def test_a_layer_that_a_model_does_not_have_is_told(tmp_path):
     encoder = load_encoder(str(save_bert(tmp_path / "m")), "text", pooling="mean@-7")
     with pytest.raises(EncoderError, match="no layer -7: it has 2"):

@@ -13,6 +13,7 @@ from fusemix.encoders import encode_batch, load_encoder
 from fusemix.encoders.onnx_models import OnnxEncoder
 from fusemix.errors import EncoderError, MissingExtraError
 from test_encoders_huggingface import IDS, IMAGE, LAYERS, edit_json, pictures, save, save_bert, wordpiece
+from test_encoders_sentence import dense, save_sentence
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -118,6 +119,15 @@ def test_what_a_text_model_is_known_by_name_to_want_holds_for_its_graph_too(name
     latents = encode_batch(load_encoder(str(folder), "text"), TEXTS[:1])[0]
     hidden = hidden_of(torch_model(bert, hf.BertModel), prefix + TEXTS[0])
     np.testing.assert_allclose(latents, hidden.mean(axis=0) if row is None else hidden[row], atol=1e-5)
+
+
+def test_a_graph_does_not_show_its_layers_and_layers_of_a_sentence_model_take_one_pooling(bert, tmp_path):
+    with pytest.raises(EncoderError, match="does not show its layers, so no pooling of layer 0; leave out the @"):
+        OnnxEncoder(str(bert), "text", "mean+mean@0").encode(TEXTS)
+    folder, _ = save_sentence(tmp_path / "st", dense())
+    shutil.copy(bert / "model.onnx", folder / "model.onnx")
+    with pytest.raises(EncoderError, match=r"no pooling 'mean\+cls', as the layers after it \(2_Dense\) take one part"):
+        OnnxEncoder(str(folder), "text", "mean+cls")
 
 
 def test_a_folder_that_is_called_onnx_and_holds_all_is_taken_as_it_is(vit, tmp_path):

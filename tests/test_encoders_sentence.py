@@ -103,6 +103,16 @@ def test_another_pooling_than_the_saved_one_is_warned_of(tmp_path):
         load_encoder(str(folder), "text", pooling="cls")
 
 
+def test_several_poolings_take_the_place_of_one_that_was_saved_unless_layers_come_next(tmp_path):
+    folder, expected = save_sentence(tmp_path / "st", modules.Normalize())
+    latents = load_encoder(str(folder), "text", pooling="mean+mean@0").encode(SENTENCES)
+    unit = latents[:, :32] / np.linalg.norm(latents[:, :32], axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, expected, atol=2e-6)
+    other, _ = save_sentence(tmp_path / "b" / "st", dense())
+    with pytest.raises(EncoderError, match=r"st: no pooling 'mean\+mean@0', as the layers after it \(2_Dense\) take one"):
+        load_encoder(str(other), "text", pooling="mean+mean@0")
+
+
 @pytest.mark.parametrize("kind", ["evil.Transformer", "sentence_transformers.models.CNN", "evil.sub.Normalize", "os"])
 def test_a_module_that_is_not_written_here_is_refused_and_never_imported(kind, tmp_path, monkeypatch):
     (tmp_path / "evil.py").write_text("raise SystemExit('ran')")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusemix.encoders.pooling import FAMILIES, NAMED, POOLINGS, choose, family_of, pool, show_layers
+from fusemix.encoders.pooling import FAMILIES, NAMED, POOLINGS, choose, family_of, pool, show_layers, split
 from fusemix.errors import EncoderError
 
 HIDDEN = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 5, 4)).astype(np.float32))
@@ -57,7 +57,9 @@ def test_a_model_without_a_pooler_says_so():
 
 
 def test_every_family_and_name_has_poolings_that_exist():
-    assert all(set(family.poolings) <= set(POOLINGS) and family.poolings for family in FAMILIES.values())
+    each = [pooling for family in FAMILIES.values() for pooling in family.poolings]
+    assert {part for pooling in each for part in split(pooling)} <= {(word, None) for word in POOLINGS}
+    assert all(family.poolings for family in FAMILIES.values())
     assert set(NAMED.values()) <= set(POOLINGS)
 
 
@@ -86,11 +88,13 @@ def test_another_pooling_of_a_known_family_is_warned_of_by_both_names():
 
 
 def test_an_unknown_pooling_names_the_choices():
-    with pytest.raises(EncoderError, match=r"m: no pooling 'men'; found: cls, mean, cls\+mean, last, pooler; did you"):
+    with pytest.raises(
+        EncoderError, match=r"m: no pooling 'men'; found: cls, mean, .* mean 'mean'\?; of a layer"
+    ):
         choose("men", (), "mean", "m")
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean", "last"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
 def test_a_pooling_of_a_layer_is_that_pooling_of_its_hidden_states(pooling):
     states = tuple(HIDDEN * factor for factor in (1, 2, 3))
     for layer, state in ((0, 0), (2, 2), (-1, 2), (-3, 0)):
@@ -105,6 +109,25 @@ def test_a_layer_that_is_not_there_is_an_error_that_says_which_are():
             pool(output(hidden_states=(HIDDEN,) * 3), f"mean@{layer}")
     with pytest.raises(EncoderError, match="does not show its layers, so no pooling of layer -2; leave out the @"):
         pool(output(), "mean@-2")
+
+
+def test_poolings_of_several_layers_stand_side_by_side():
+    states = tuple(HIDDEN * factor for factor in (1, 2, 3))
+    got = pool(output(hidden_states=states), "mean+cls@0+mean@-2", MASK, 1)
+    parts = [pool(output(), "mean", MASK, 1), states[0][:, 0], 2 * pool(output(), "mean", MASK, 1)]
+    torch.testing.assert_close(got, torch.cat(parts, dim=1), rtol=0, atol=1e-6)
+    assert show_layers("mean+mean@0") == {"output_hidden_states": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("cls@2+mean+mean@0", ("mean",), "mean", "m"), "what it was made for is among them"
+    with pytest.warns(UserWarning, match="made for pooling 'cls.mean', and is used with 'cls.mean@0'"):
+        choose("cls+mean@0", ("cls+mean",), "mean", "m")
+
+
+@pytest.mark.parametrize("asked", ["+", "mean+", "+mean", "mean++cls", "mean+men@0", "mean+mean@x"])
+def test_every_part_of_several_poolings_exists(asked):
+    with pytest.raises(EncoderError, match=r"no pooling .*; found: cls, mean, last, pooler.* several: mean\+mean@0"):
+        choose(asked, (), "mean", "m")
 
 
 @pytest.mark.parametrize("asked", ["mean@", "mean@two", "mean@+1", "mean@-0", "mean@01", "max@-1", "@-1"])

@@ -36,7 +36,8 @@ Root = Annotated[Path | None, typer.Option(help="Folder that file names are rela
 Pooling = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="MODALITY=POOLING", help="cls, mean, cls+mean, last or pooler, perhaps of a layer, as mean@-2."
+        metavar="MODALITY=POOLING",
+        help="cls, mean, last or pooler, perhaps of a layer, as mean@-2; several side by side, as mean+mean@0.",
     ),
 ]
 Decode = Annotated[

@@ -54,8 +54,8 @@ def extract(
         out: folder to write, or to go on with.
         dtype: precision on disk, "float16" or "float32".
         shard_items: items per shard: what an interruption can cost.
-        pooling: modality=pooling where the default of the architecture is not wanted: "cls", "mean", "cls+mean", "last"
-            or "pooler", and of another layer than the last "mean@-2".
+        pooling: modality=pooling where the default of the architecture is not wanted: "cls", "mean", "last" or
+            "pooler", of another layer than the last "mean@-2", and several side by side "mean+mean@0".
         decode: modality=your own decoder of one file (DICOM, GeoTIFF, ...): a function, or "module:function", from a
             Path (or the bytes of what lies in a tar or in the table) to what the encoder takes. It is called in
             threads, and given up after a minute.

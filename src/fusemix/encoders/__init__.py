@@ -26,9 +26,9 @@ def load_encoder(
             latents are put side by side; a callable on a list of items; or an object that already is an Encoder.
         kind: of the raw items, see `data.pairs.Kind`. Videos go through an image encoder frame by frame, or through
             an audio encoder by their sound track.
-        pooling: "cls", "mean", "cls+mean", "last" or "pooler", of transformers models, and of one of their layers
-            "mean@-2", counted from the end, or "mean@6"; None is what they were made for. A fingerprint has it as
-            "pooling".
+        pooling: "cls", "mean", "last" or "pooler", of transformers models, of one of their layers "mean@-2", counted
+            from the end, or "mean@6", and several side by side "mean+mean@0"; None is what they were made for. A
+            fingerprint has it as "pooling".
         precision: "float32", "bfloat16" or "float16", of transformers models and pipelines; None chooses by the
             device. A fingerprint has it as "dtype". Encoders without such a choice are what they are.
 

@@ -54,7 +54,7 @@ class AudioEncoder:
 
     Args:
         spec: folder, hub id, or `id@revision`; of a two-tower model its audio tower, of Whisper its encoder.
-        pooling: one of `pooling.POOLINGS`, perhaps of a layer, as "mean@-2"; None is the default of the architecture.
+        pooling: as "mean", "mean@-2" or "mean+mean@0", see `pooling.split`; None is the default of the architecture.
         precision: "float32", "bfloat16" or "float16"; None chooses by the device.
 
     Raises:

@@ -26,7 +26,7 @@ class ImageEncoder:
 
     Args:
         spec: folder, hub id, or `id@revision`; of a two-tower model its vision tower is used.
-        pooling: one of `pooling.POOLINGS`, perhaps of a layer, as "mean@-2"; None is the default of the architecture.
+        pooling: as "mean", "mean@-2" or "mean+mean@0", see `pooling.split`; None is the default of the architecture.
         precision: "float32", "bfloat16" or "float16"; None chooses by the device.
 
     Raises:

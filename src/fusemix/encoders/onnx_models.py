@@ -35,7 +35,7 @@ class OnnxEncoder:
         path: an .onnx file, or a folder with model.onnx or onnx/model.onnx; beside it tokenizer.json for texts or
             preprocessor_config.json for images, and config.json.
         kind: "image" or "text".
-        pooling: one of `pooling.POOLINGS`, of the graph's tokens; None takes the graph's own row per item if it has
+        pooling: of the graph's tokens, see `pooling.split`; None takes the graph's own row per item if it has
             one, else what the architecture was made for.
 
     Raises:
@@ -123,6 +123,7 @@ class OnnxEncoder:
         known = poolings_of(self._config, checkpoint.name, self._front.saved)
         own = "pooler" if self.takes == "image" and "pooler_output" in ranks else "mean"
         chosen = choose(pooling, known, own, self.name)
+        self._front.check(chosen, self.name)
         wanted = "pooler_output" if chosen == "pooler" else hidden
         if wanted not in ranks:
             raise EncoderError(f"{self.name} has no tokens or pooler for pooling {chosen!r}; {choices('', ranks)}")
@@ -149,6 +150,7 @@ class _Texts:
         fixed = shape[1] if len(shape) == 2 and isinstance(shape[1], int) else None
         self.tokens = Tokens(checkpoint, sentence, checkpoint.name, config, fixed, local_files_only=True)
         self.lengths, self.finish, self.saved = self.tokens.lengths, sentence.layers, sentence.pooling
+        self.check = sentence.check
         self.facts = {**describe_tokenizer(self.tokens.tokenizer), **self.tokens.facts, "layers": sentence.facts}
 
     def prepare(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -165,6 +167,7 @@ class _Images:
 
     saved: str | None = None
     finish = staticmethod(lambda pooled: pooled)
+    check = staticmethod(lambda pooling, name: None)
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         from transformers import AutoImageProcessor

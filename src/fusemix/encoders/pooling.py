@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fusemix.errors import EncoderError, choices
 
-POOLINGS = ("cls", "mean", "cls+mean", "last", "pooler")
-_AT_LAYER = re.compile(r"(.+)@(0|-?[1-9]\d*)")
+POOLINGS = ("cls", "mean", "last", "pooler")
+_PART = re.compile(r"(.+?)(?:@(0|-?[1-9]\d*))?")
 
 
 class Family(NamedTuple):
@@ -96,7 +96,7 @@ def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) 
     """Choose a pooling.
 
     Args:
-        asked: by the user: one of POOLINGS, or of the hidden states of a layer, as "mean@-2"; None for the default.
+        asked: by the user, see `split`; None for the default.
         known: poolings that the model was made for, the default first; empty if nothing is known.
         fallback: default if nothing is known.
         name: of the model.
@@ -106,13 +106,14 @@ def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) 
     """
     if asked is None:
         return known[0] if known else fallback
-    word, layer = split_layer(asked)
-    if word not in POOLINGS:
-        at = "; of a layer: mean@-2 (the last but one), mean@0 (before the first), ..."
-        raise EncoderError(f"{name}: no pooling {asked!r}; {choices(asked, POOLINGS)}{at if '@' in asked else ''}")
-    if word == "pooler" and layer is not None:
-        raise EncoderError(f"{name}: no pooling {asked!r}, as the pooler sees the last layer only; choose mean or cls")
-    if known and asked not in known:
+    parts = split(asked)
+    for word, layer in parts:
+        if word not in POOLINGS:
+            more = "; of a layer: mean@-2 (the last but one), mean@0 (before the first), ...; several: mean+mean@0"
+            raise EncoderError(f"{name}: no pooling {asked!r}; {choices(word, POOLINGS)}{more}")
+        if word == "pooler" and layer is not None:
+            raise EncoderError(f"{name}: no pooling {asked!r}, as the pooler sees the last layer only; use mean or cls")
+    if known and not any(set(split(own)) <= set(parts) for own in known):
         warnings.warn(
             f"{name} was made for pooling {known[0]!r}, and is used with {asked!r}; its latents may be much worse",
             UserWarning,
@@ -121,18 +122,19 @@ def choose(asked: str | None, known: tuple[str, ...], fallback: str, name: str) 
     return asked
 
 
-def split_layer(pooling: str) -> tuple[str, int | None]:
-    """Split "mean@-2" into the pooling and the place among the hidden states; None is what the network returns.
+def split(pooling: str) -> list[tuple[str, int | None]]:
+    """Split "mean+mean@0" into its parts: each a word, and the place among the hidden states that it pools.
 
-    Number 0 is what enters the first layer, -1 what leaves the last one (before a final norm, if there is one).
+    None is what the network returns, number 0 what enters the first layer, -1 what leaves the last one (before a final
+    norm, if there is one).
     """
-    found = _AT_LAYER.fullmatch(pooling)
-    return (found[1], int(found[2])) if found else (pooling, None)
+    found = [_PART.fullmatch(part) for part in pooling.split("+")]
+    return [(part[1], None if part[2] is None else int(part[2])) if part else ("", None) for part in found]
 
 
 def show_layers(pooling: str) -> dict[str, bool]:
     """Return what a model must be told so that its output has what a pooling needs."""
-    return {} if split_layer(pooling)[1] is None else {"output_hidden_states": True}
+    return {"output_hidden_states": True} if any(layer is not None for _, layer in split(pooling)) else {}
 
 
 def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0) -> Tensor:
@@ -141,7 +143,7 @@ def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0
     Args:
         output: with last_hidden_state (n, T, D) or (n, D, H, W), and perhaps pooler_output (n, D) or (n, D, 1, 1), and
             hidden_states, one for each layer and one before them.
-        pooling: one of POOLINGS, or "mean@-2", see `split_layer`.
+        pooling: words of POOLINGS, perhaps of layers, side by side, see `split`.
         mask: (n, T), 1 for real tokens, which come first; None when all are real.
         special: tokens that "mean" leaves out.
 
@@ -151,23 +153,25 @@ def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0
     Raises:
         EncoderError: the model has no pooler, no tokens, or no such layer.
     """
-    pooling, layer = split_layer(pooling)
-    if pooling == "pooler":
+    return torch.cat([_pool(output, word, layer, mask, special) for word, layer in split(pooling)], dim=1)
+
+
+def _pool(output: Any, word: str, layer: int | None, mask: Tensor | None, special: int) -> Tensor:
+    if word == "pooler":
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             raise EncoderError("this model has no pooler of its own; choose the pooling mean or cls")
         return torch.as_tensor(pooled).float().flatten(1)
     hidden: Tensor = (output.last_hidden_state if layer is None else _layer(output, layer)).float()
     if hidden.ndim == 4:  # a convolutional map
-        if pooling != "mean":
-            raise EncoderError(f"this model has a map and no tokens, so no pooling {pooling!r}; choose mean or pooler")
+        if word != "mean":
+            raise EncoderError(f"this model has a map and no tokens, so no pooling {word!r}; choose mean or pooler")
         return hidden.mean(dim=(2, 3))
-    if pooling == "cls":
+    if word == "cls":
         return hidden[:, 0]
-    if pooling == "last":
+    if word == "last":
         return hidden[torch.arange(len(hidden), device=hidden.device), _last(hidden, mask)]
-    mean = _mean(hidden[:, special:], None if mask is None else mask[:, special:])
-    return torch.cat([hidden[:, 0], mean], dim=1) if pooling == "cls+mean" else mean
+    return _mean(hidden[:, special:], None if mask is None else mask[:, special:])
 
 
 def _layer(output: Any, layer: int) -> Tensor:

@@ -26,7 +26,7 @@ class Sentence:
 
     Attributes:
         checkpoint: of the network.
-        pooling: one of `pooling.POOLINGS`, or None if nothing is said.
+        pooling: as `pooling.split` reads it, or None if nothing is said.
         prefix: put before every text.
         lower: lower-case every text.
         max_tokens: texts are cut to this length; None if nothing is said.
@@ -41,6 +41,22 @@ class Sentence:
     max_tokens: int | None = None
     layers: nn.Sequential = field(default_factory=nn.Sequential)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, pooling: str, name: str) -> None:
+        """Refuse several poolings side by side where layers come next, which take what the model was made for.
+
+        Args:
+            pooling: that was chosen.
+            name: of the model.
+
+        Raises:
+            EncoderError: the layers take no such row.
+        """
+        if len(self.layers) and "+" in pooling and pooling != self.pooling:
+            after = ", ".join(self.facts)
+            raise EncoderError(
+                f"{name}: no pooling {pooling!r}, as the layers after it ({after}) take one part; give one"
+            )
 
 
 def read_sentence(checkpoint: Checkpoint) -> Sentence:

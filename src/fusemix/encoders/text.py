@@ -28,7 +28,7 @@ class TextEncoder:
     Args:
         spec: folder, hub id, or `id@revision`; of a two-tower model its text tower is used.
         name: in the fingerprint, if not that of the folder or the hub id.
-        pooling: one of `pooling.POOLINGS`, perhaps of a layer, as "mean@-2"; None is what the model was made for.
+        pooling: as "mean", "mean@-2" or "mean+mean@0", see `pooling.split`; None is what the model was made for.
         precision: "float32", "bfloat16" or "float16"; None chooses by the device.
 
     Raises:
@@ -56,6 +56,7 @@ class TextEncoder:
             )
         known = poolings_of(self.model.config, given.name, sentence.pooling)
         self.pooling = choose(pooling, known, "mean", given.name)
+        sentence.check(self.pooling, given.name)
         self.options = show_layers(self.pooling)
         self.layers = sentence.layers.to(self.device)
         self.lengths = self.tokens.lengths
