@@ -81,17 +81,22 @@ class Block(nn.Module):
         return x + self.mlp(self.norm(x))
 
 
+def _layers(dim: int, config: FitConfig) -> Iterator[nn.Module]:
+    """An adapter for latents of `dim` numbers."""
+    width = config.block_width(dim)
+    if width < dim:
+        yield nn.Linear(dim, width)
+    yield from (Block(width, config) for _ in range(config.depth))
+    yield nn.LayerNorm(width)
+    yield nn.Linear(width, config.dim)
+
+
 class Model(nn.Module):
     """Both adapters and the temperature; mixes when it trains."""
 
     def __init__(self, dim_x: int, dim_y: int, config: FitConfig) -> None:
         super().__init__()
-        self.x, self.y = (
-            nn.Sequential(
-                *(Block(dim, config) for _ in range(config.depth)), nn.LayerNorm(dim), nn.Linear(dim, config.dim)
-            )
-            for dim in (dim_x, dim_y)
-        )
+        self.x, self.y = (nn.Sequential(*_layers(dim, config)) for dim in (dim_x, dim_y))
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
         self.alpha = config.alpha
 

@@ -182,7 +182,7 @@ def limits(server: Server) -> None:
         "address as text file": (form_request({"query": [{"file": "http://127.0.0.1/a.png"}]}, {}), {422}),
         "NaN": (request("POST", "/v1/search", head, b'{"query":[{"vector":[NaN]}]}'), {400, 422}),
         "wrong width": (search_request({"query": [{"vector": [1.0]}]}), {422}),
-        "no numbers": (search_request({"query": [{"vector": [0.0] * 384}]}), {422}),
+        "no numbers": (search_request({"query": [{"vector": [0.0] * 1152}]}), {422}),
     }  # fmt: skip
     wrong, slowest = [], 0.0
     for name, (raw, allowed) in cases.items():

@@ -139,7 +139,7 @@ def test_any_word_names_a_modality(place):
         (("search", "i", "none.jpg", "--image", "enc.py:colours"), "none.jpg: missing: no file none.jpg"),
         (("search", "i", " "), "nothing to search for: the query is empty"),
         (("fit", "l", "-o", "l"), "l holds something else (latents); write the model into another folder"),
-        (("index", "m", "l", "-o", "m"), "m holds something else (fusemix-model-8); write the index into another"),
+        (("index", "m", "l", "-o", "m"), "m holds something else (fusemix-model-9); write the index into another"),
         (
             ("extract", "t.csv", "--image", "hog", "--text", "title=minilm", "-o", "x"),
             "(wanted --image COLUMN=ENCODER)",

@@ -183,7 +183,9 @@ def test_hog_describes_pictures_of_any_size_and_tells_them_apart():
 def test_minilm_puts_similar_sentences_close():
     encoder = load_encoder("minilm", "text")
     latents = encode_batch(encoder, ["A cat sleeps on the sofa.", "A kitten naps on a couch.", "Interest rates rose."])
-    assert latents.shape == (3, 384) and encoder.source == encoder.fingerprint["name"] == "minilm"
+    assert latents.shape == (3, 3 * 384) and encoder.source == encoder.fingerprint["name"] == "minilm"
+    last = load_encoder("minilm", "text", pooling="mean").encode(["Interest rates rose."])[0]
+    np.testing.assert_allclose(latents[2, :384], last, atol=1e-5)
     unit = latents / np.linalg.norm(latents, axis=1, keepdims=True)
     cosine = unit @ unit.T
     assert cosine[0, 1] > 0.5 > 0.3 > max(cosine[0, 2], cosine[1, 2])

@@ -170,7 +170,7 @@ def test_the_temperature_stays_in_its_bounds():
 
 def test_the_paper_recipe_is_the_released_run():
     assert paper(3) == FitConfig(
-        adapter="mlp", dim=512, depth=4, expansion=4, refine=False, dropout=0.6, input_dropout=0.0, alpha=1.0,
+        adapter="mlp", dim=512, depth=4, width=0, expansion=4, refine=False, dropout=0.6, input_dropout=0.0, alpha=1.0,
         mixing="shared", noise=0.0, quantize=0, lock="none", regression=1.0, prior=4096,
         batch_size=20480, epochs=500, lr=1e-3, warmup_steps=100, schedule="epoch", weight_decay=0.1, temperature=0.07,
         standardize=False, patience=0, minutes=0.0, precision="auto", seed=3,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusemix.align.closed_form import cca, procrustes, ridge
-from fusemix.align.folds import POWER, SHRINKAGES, STRENGTH, Folds, Judge, settings_for_search
+from fusemix.align.folds import POWER, RANK, SHRINKAGES, STRENGTH, Folds, Judge, settings_for_search
 from fusemix.align.hubness import corrected_recall, hub_bias
 from fusemix.align.moments import moments
 from test_closed_form import shared, straight
@@ -44,6 +44,14 @@ def test_the_settings_are_the_best_of_a_corrected_search():
             scores[s] += corrected_recall(a, b, straight(len(held)), *(STRENGTH * bias for bias in biases))
     form = settings_for_search(folds, "cca")(folds.whole)
     assert (form.shrinkage, form.power) == (max(scores, key=lambda s: scores[s]), POWER)
+
+
+def test_a_search_keeps_512_directions_of_wide_latents():
+    x, y = shared(1200, dim_x=560, dim_y=530, factors=20)
+    form = settings_for_search(Folds.of(x, y, straight(1200), np.arange(1200), 0), "cca")
+    assert form.keywords["rank"] == RANK == 512
+    folds = Folds.of(x, y, straight(1200), np.arange(1200), 0)
+    assert form(folds.whole).map_x.shape == (560, RANK)
 
 
 @pytest.mark.parametrize(("name", "plain"), [("ridge", ridge), ("procrustes", procrustes)])

@@ -41,9 +41,9 @@ def test_the_published_run_takes_662_mflop_a_pair_and_a_loss_of_11_percent():
     assert step[ALL] - adapters == pytest.approx(62.9, abs=0.05)
 
 
-@pytest.mark.parametrize("depth", [0, 2])
-def test_flops_are_those_that_torch_counts(depth):
-    config = replace(SMALL, depth=depth)
+@pytest.mark.parametrize(("depth", "width"), [(0, 0), (2, 0), (2, 16), (0, 16)])
+def test_flops_are_those_that_torch_counts(depth, width):
+    config = replace(SMALL, depth=depth, width=width)
     x, y = Adapter(40, config), Adapter(24, config)
     with FlopCounterMode(display=False) as counter:
         logits = x(torch.randn(10, 40)) @ y(torch.randn(10, 24)).T  # all of them: what `stored` means
@@ -71,7 +71,9 @@ def kept_bytes(config, dim, batch, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("change", [{}, {"depth": 0}, {"depth": 4, "dropout": 0.0}, {"input_dropout": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{}, {"depth": 0}, {"depth": 4, "dropout": 0.0}, {"input_dropout": 0.0}, {"width": 16}]
+)
 def test_activations_are_what_autograd_keeps(change, dtype):
     config = replace(SMALL, dim=8, **change)
     size = dtype.itemsize

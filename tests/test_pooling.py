@@ -88,9 +88,7 @@ def test_another_pooling_of_a_known_family_is_warned_of_by_both_names():
 
 
 def test_an_unknown_pooling_names_the_choices():
-    with pytest.raises(
-        EncoderError, match=r"m: no pooling 'men'; found: cls, mean, .* mean 'mean'\?; of a layer"
-    ):
+    with pytest.raises(EncoderError, match=r"m: no pooling 'men'; found: cls, mean, .* mean 'mean'\?; of a layer"):
         choose("men", (), "mean", "m")
 
 

@@ -105,7 +105,7 @@ def test_it_says_what_it_serves(server, opened):
     assert get(server, "/healthz").json()["status"] == "ok"
     assert get(server, "/readyz").json() == {"status": "ready", "generation": 1}
     about = get(server, "/v1/index").json()
-    assert about["items"] == len(opened) == 100 and about["dim"] == 384 and about["generation"] == 1
+    assert about["items"] == len(opened) == 100 and about["dim"] == 1152 and about["generation"] == 1
     assert {each["name"]: each["items"] for each in about["modalities"]} == {"image": 40, "sound": 60}
     assert {each["name"]: each["ready"] for each in about["queries"]} == {"image": True, "text": True, "sound": True}
     columns = {each["name"]: each for each in about["columns"]}
@@ -181,7 +181,7 @@ def test_errors_say_what_was_wrong_and_what_to_do(server):
     )
     assert "query" in refused(server, 422)["message"]
     assert "no item 'tones/7.wav'; did you mean 'tones/" in refused(server, 422, {"item": "tones/7.wav"})["message"]
-    assert "wanted 384 numbers" in refused(server, 422, {"vector": [1.0]})["message"]
+    assert "wanted 1152 numbers" in refused(server, 422, {"vector": [1.0]})["message"]
     assert "did you mean 'split'?" in refused(server, 422, {"text": "a"}, where=["splt = test"])["message"]
     assert "the index holds no 'text'" in refused(server, 422, {"text": "a"}, among="text")["message"]
     assert "no file 'a.png'" in refused(server, 422, {"file": "a.png"})["message"]

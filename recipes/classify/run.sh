@@ -19,10 +19,10 @@ mkdir -p "$out"
 awk -F'\t' -v OFS='\t' 'NR == 1 {print $0, "kind"} NR > 1 {kind = $2; gsub("-", " and ", kind); print $0, kind}' \
   "$data/emoji/emoji.tsv" > "$out/emoji.tsv"
 
-fusemix extract "$data/esc/sounds.tsv" --sound "file=$here/../sounds/yamnet.py:encode" --text caption=minilm \
+fusemix extract "$data/esc/sounds.tsv" --sound "file=$here/../sounds/yamnet.py:encode" --text caption=minilm --pooling text=mean \
   --group source_id -o "$out/sounds"
 fusemix extract "$out/emoji.tsv" --root "$data/emoji" --image "image=$here/../flickr8k/mobilenet.py:encode" \
-  --text name=minilm -o "$out/emoji"
+  --text name=minilm --pooling text=mean -o "$out/emoji"
 
 few=(--epochs 40 --set expansion=1) # pairs this few need neither a wide block nor many passes
 for what in sounds emoji; do

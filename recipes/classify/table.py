@@ -68,7 +68,7 @@ class Words:
         follow: latents (n, 384) to embeddings (n, S).
     """
 
-    encoder = load_encoder("minilm", "text")
+    encoder = load_encoder("minilm", "text", pooling="mean")
     known: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, follow: Callable[[Any], Any]) -> None:

@@ -10,7 +10,7 @@ data=$1 out=$2 here=$(cd "$(dirname "$0")" && pwd)
 export MOBILENET=$data/weights/mobilenet_v2_tf_fp16.npz
 
 fusemix extract "$data/flickr8k/captions.tsv" --root "$data/flickr8k/images" \
-  --image "image=$here/mobilenet.py:encode" --text caption=minilm -o "$out/latents"
+  --image "image=$here/mobilenet.py:encode" --text caption=minilm --pooling text=mean -o "$out/latents"
 fusemix fit "$out/latents" --val none -o "$out/model"
 fusemix evaluate "$out/model" "$out/latents" --split val --report "$out/report.html"
 fusemix index "$out/model" "$out/latents" --split val -o "$out/index"

@@ -9,7 +9,7 @@ set -euo pipefail
 data=$1 out=$2 here=$(cd "$(dirname "$0")" && pwd)
 export YAMNET=$data/weights/yamnet.tflite
 
-fusemix extract "$data/esc/sounds.tsv" --sound "file=$here/yamnet.py:encode" --text caption=minilm --group source_id \
+fusemix extract "$data/esc/sounds.tsv" --sound "file=$here/yamnet.py:encode" --text caption=minilm --pooling text=mean --group source_id \
   -o "$out/latents"
 fusemix fit "$out/latents" -o "$out/model"
 fusemix evaluate "$out/model" "$out/latents"

@@ -62,7 +62,7 @@ def encode_texts(texts: Sequence[str]) -> Tensor:
     """Frozen MiniLM: (n, 384), unit norm."""
     from fusemix.encoders import load_encoder
 
-    return torch.as_tensor(load_encoder("minilm", "text").encode(list(texts))).float()
+    return torch.as_tensor(load_encoder("minilm", "text", pooling="mean").encode(list(texts))).float()
 
 
 def open_emoji(data: Path, encode: Callable[[Sequence[str]], Tensor] = encode_texts) -> Emoji:

@@ -16,7 +16,7 @@ export YAMNET=$data/weights/yamnet.tflite EMOJI_PAINTER=$out/painter
 yamnet=$here/../sounds/yamnet.py:encode
 awk -F'\t' -v OFS='\t' -v at="$(realpath "$data")/esc/" 'NR == 1 {print} NR > 1 && $3 == 1 && $2 <= 3 {$1 = at $1; print}' \
   "$data/esc/sounds.tsv" > "$out/heard.tsv"
-fusemix extract "$out/heard.tsv" --sound "file=$yamnet" --text caption=minilm -o "$out/latents"
+fusemix extract "$out/heard.tsv" --sound "file=$yamnet" --text caption=minilm --pooling text=mean -o "$out/latents"
 fusemix fit "$out/latents" -o "$out/model" --lock text --epochs 40 --set expansion=1
 fusemix generate "$out/model" "$data"/esc/audio/4-{183992,125929,156843}-A.ogg -o "$out/drawn.png" \
   --pipeline "$here/painter.py:paint" --encoder "sound=$yamnet" --compare dog

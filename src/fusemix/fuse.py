@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusemix.align.closed_form import ClosedForm, cca, in_deviations
-from fusemix.align.folds import POWER, Folds, settings_for_search
+from fusemix.align.closed_form import ClosedForm, in_deviations
+from fusemix.align.folds import Folds, cca_for_search, settings_for_search
 from fusemix.align.hubness import BANK, spaced
 from fusemix.align.moments import Moments
 from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
@@ -276,7 +276,7 @@ class _Closed:
         network lost recall before it gained, and stopped (figures in docs/results.md, "Recall per pair").
         """
         shrinkage = START * self.make(self.folds.whole).shrinkage
-        return in_deviations(self.folds.whole, cca(self.folds.whole, shrinkage, POWER))
+        return in_deviations(self.folds.whole, cca_for_search(self.folds.whole, shrinkage))
 
     def fit(self, folds: Folds, unpaired: bool) -> ClosedForm:
         """Fit pairs, and then items without partners, if so."""
@@ -284,7 +284,7 @@ class _Closed:
         if not unpaired:
             return form
         assert self.pool is not None, "there are none"
-        again = partial(cca, shrinkage=UNPAIRED_SHRINKAGE, power=POWER)
+        again = partial(cca_for_search, shrinkage=UNPAIRED_SHRINKAGE)
         few = min(len(np.unique(rows)) for rows in folds.pairs)
         many = min(len(self.pool.x), len(self.pool.y))
         return learn_unpaired(folds.whole, self.pool, form, again, min(UNPAIRED_SHARE, many / (many + few)))

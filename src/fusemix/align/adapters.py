@@ -1,7 +1,8 @@
 """The fusion adapter: the small trained network that maps one latent space into the shared one.
 
 Residual inverted-bottleneck MLP as in the released code (arXiv 2312.10144, section 5; `docs/method.md`): L blocks
-x <- x + W2 dropout(gelu(W1 LN(x))) of width D and inner width 4D, then LN and a linear map to S, then unit norm.
+x <- x + W2 dropout(gelu(W1 LN(x))) of width D and inner width 4D, then LN and a linear map to S, then unit norm. With
+little data the blocks are narrower than D, behind a linear map.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ MOST_GAIN = 3.0  # in spread, that a landing is given at the end: what hardly mo
 
 
 class Block(nn.Module):
-    """One pre-LN residual block of width D."""
+    """One pre-LN residual block of width W."""
 
     def __init__(self, width: int, expansion: int, dropout: float) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class Block(nn.Module):
         self.down = nn.Linear(expansion * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
+        """(B, W) -> (B, W)."""
         residual: Tensor = self.down(self.dropout(F.gelu(self.up(self.norm(x)))))
         return x + residual
 
@@ -92,22 +93,32 @@ def _augment(config: FitConfig) -> nn.Sequential:
     )
 
 
+def _rotation(wide: int, narrow: int) -> nn.Linear:
+    """Return a map to fewer numbers that begins as part of a random rotation: deviations of 1 stay 1 in the mean."""
+    map_ = nn.Linear(wide, narrow)
+    nn.init.orthogonal_(map_.weight)
+    nn.init.zeros_(map_.bias)
+    return map_
+
+
 class Adapter(AnyAdapter):
     """The trained network of one side."""
 
     def __init__(self, latent_dim: int, config: FitConfig) -> None:
         super().__init__(latent_dim)
         self.augment = _augment(config)
-        self.blocks = nn.Sequential(*(Block(latent_dim, config.expansion, config.dropout) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(latent_dim)
-        self.project = nn.Linear(latent_dim, config.dim)
+        width = config.block_width(latent_dim)
+        self.narrow = nn.Identity() if width == latent_dim else _rotation(latent_dim, width)
+        self.blocks = nn.Sequential(*(Block(width, config.expansion, config.dropout) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(width)
+        self.project = nn.Linear(width, config.dim)
 
     def land(self, latents: Tensor) -> Tensor:
         """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32.
 
         Lengths are float32 also under autocast: half precision loses small ones.
         """
-        x = self.blocks(self.augment((latents - self.shift) * self.scale))
+        x = self.blocks(self.narrow(self.augment((latents - self.shift) * self.scale)))
         landed: Tensor = self.project(self.norm(x)).float()
         return landed
 
@@ -347,7 +358,7 @@ def adapter_of(tensors: dict[str, Tensor], latent_dim: int, config: FitConfig, f
         adapter: AnyAdapter = Locked(latent_dim)
     else:
         sizes = _sizes(tensors)
-        made = config.changed(sizes)
+        made = config.changed({"width": 0} | sizes if foreign else sizes)
         if not foreign and made != (config.changed({"dim": made.dim}) if "map" in tensors else config):
             raise RuntimeError(f"a network of {sizes}, which are not its settings")
         network = Refined if "map" in tensors else Landing if "center" in tensors else Adapter
@@ -363,6 +374,8 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
     depth = sum(name.endswith(".up.weight") for name in tensors)
     last = tensors["turn.weight"] if "turn.weight" in tensors else tensors["project.weight"]
     sizes = {"depth": depth, "dim": len(last)}
+    if "narrow.weight" in tensors:
+        sizes["width"] = len(tensors["narrow.weight"])
     if depth:
         inner, width = tensors["blocks.0.up.weight"].shape
         sizes["expansion"] = inner // width

@@ -19,8 +19,9 @@ from fusemix.align.moments import Latents, Moments, Rows, Sums, some_mean
 
 SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 POWER = 0.75  # of the correlations, where hubs are corrected: from 200 to 6,000 pictures no other gained more
+RANK = 512  # directions at most, where latents are wider: the others find nothing, and make an index larger
 FOLDS = 5
-ENOUGH = 1000  # items that tell settings apart: where the folds have so many of either side, one fold is looked at
+ENOUGH = 500  # items that tell settings apart: where the folds have so many of either side, one fold is looked at
 WIDE = 1024  # numbers in the narrower latent, above which a decomposition takes too long to be done for every fold
 JUDGED, BANKED = 5000, 2048  # pairs of a fold that are looked at, and known queries for their bias
 STRENGTH = 0.5  # of the bias
@@ -138,10 +139,12 @@ def fit_closed_forms(folds: Folds) -> dict[str, ClosedForm]:
     return {name: form(folds.whole, chosen[name]) for name, form in CLOSED_FORMS.items()}
 
 
+cca_for_search = partial(cca, power=POWER, rank=RANK)
+"""Regularised CCA whose hubs are corrected: with that, less has to be whitened."""
+
+
 def settings_for_search(folds: Folds, form: str) -> Callable[[Moments], ClosedForm]:
     """Return a closed form with the settings whose search, hubs corrected, does best on held-out folds.
-
-    With the correction less has to be whitened: CCA wants more shrinkage, and weaker weights, than without.
 
     Args:
         folds: the pairs.
@@ -149,7 +152,7 @@ def settings_for_search(folds: Folds, form: str) -> Callable[[Moments], ClosedFo
     """
     if form == "procrustes":
         return procrustes
-    makers: dict[str, Maker] = {"cca": partial(cca, power=POWER), "ridge": ridge, "onto": ridge_onto}
+    makers: dict[str, Maker] = {"cca": cca_for_search, "ridge": ridge, "onto": ridge_onto}
     make = makers[form]
     return partial(make, shrinkage=_shrinkage(make, folds.judges, Judge.corrected))
 

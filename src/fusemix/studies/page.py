@@ -27,7 +27,7 @@ AXES = {
     "diversity": "training pairs",
     "batch": "pairs in the loss",
     "depth": "residual blocks per adapter",
-    "expansion": "inner width of a block, in widths of the latent",
+    "expansion": "inner width of a block, in widths of the block",
     "dim": "width of the shared space",
     "dropout": "dropout inside the blocks",
     "augmentation": "",

@@ -88,7 +88,7 @@ def foresee_all(trials: Sequence[Trial], folders: Sequence[Path], jobs: int, dev
             if trial.method != "adapters":
                 continue
             config = trial.config()
-            shape = (trial.latents, config.depth, config.expansion, config.dim, config.batch_size)
+            shape = (trial.latents, config.depth, config.width, config.expansion, config.dim, config.batch_size)
             if shape not in found:
                 pool = open_pool(tuple(folders), trial.latents)
                 few = pool.train.take(np.arange(trial.pairs))

@@ -127,7 +127,8 @@ def kept_on(device: torch.device) -> int:
 def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = KEEP) -> float:
     """Count the FLOPs of the matrix products of one step, forward and backward.
 
-    A weight takes part in three products for each mixed pair: forward, gradient of the input, gradient of the weight.
+    A weight takes part in three products for each mixed pair: forward, gradient of the input, gradient of the weight;
+    in two where its input is the latents, which have no gradient.
     The loss is one product of B x S with S x B forward and two backward; one more for the logits that are not kept but
     computed again.
 
@@ -137,8 +138,10 @@ def step_flops(config: FitConfig, dims: Sequence[int], batch: int, kept: int = K
         batch: B, mixed pairs.
         kept: bytes of logits up to which the loss keeps them from its forward pass, see `kept_on`.
     """
-    weights = sum(_sizes(config, dim)[0] for dim in _trained(config, dims))
-    return 6.0 * weights * batch + (6.0 if 4 * batch**2 <= kept else 8.0) * batch**2 * config.dim
+    trained = _trained(config, dims)
+    weights = sum(_sizes(config, dim)[0] for dim in trained)
+    first = sum(dim * config.block_width(dim) for dim in trained if config.block_width(dim) < dim)
+    return (6.0 * weights - 2.0 * first) * batch + (6.0 if 4 * batch**2 <= kept else 8.0) * batch**2 * config.dim
 
 
 def memory(
@@ -156,6 +159,7 @@ def memory(
         mask: bytes of a unit in a dropout mask: 1 on CUDA, as many as a number on the CPU.
     """
     trained = _trained(config, dims)
+    inner = config.expansion * max(map(config.block_width, trained))
     weights = 4 * sum(_sizes(config, dim)[1] for dim in trained)
     logits = 4 * batch**2 if 4 * batch**2 <= kept else WEIGHTS_CHUNK * number * batch
     return {
@@ -166,7 +170,7 @@ def memory(
         "batch": 4 * batch * sum(dims),
         "activations": batch * sum(activation_bytes(config, dim, number, mask) for dim in trained),
         # The backward pass holds the gradient of an inner layer as it came and as it goes on.
-        "passing gradients": 2 * number * batch * config.expansion * max(trained) * min(config.depth, 1),
+        "passing gradients": 2 * number * batch * inner * min(config.depth, 1),
         "loss": logits + 2 * 4 * batch * config.dim,  # and the gradients of both embeddings
     }
 
@@ -182,12 +186,14 @@ def activation_bytes(config: FitConfig, dim: int, number: int = 4, mask: int = 4
         number: bytes of a number in the matrix products, 4 or 2.
         mask: bytes of a unit in a dropout mask.
     """
-    inner = config.expansion * dim
+    width = config.block_width(dim)
+    inner = config.expansion * width
     # What flows past the blocks stays float32: inputs of the norms, and at the end what has its length taken. Only
     # matrix products and what lies between two of them are in half precision: their inputs, and that of the GELU.
-    block = 4 * dim + number * (dim + 2 * inner) + (mask * inner if config.dropout > 0 else 0)
-    end = 4 * dim + number * dim + 4 * (2 * config.dim + 3)
-    return config.depth * block + end + 4 * 2 * (config.depth + 1)  # and mean and deviation of each norm
+    begin = number * dim if width < dim else 0
+    block = 4 * width + number * (width + 2 * inner) + (mask * inner if config.dropout > 0 else 0)
+    end = 4 * width + number * width + 4 * (2 * config.dim + 3)
+    return begin + config.depth * block + end + 4 * 2 * (config.depth + 1)  # and mean and deviation of each norm
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
