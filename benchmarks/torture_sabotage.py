@@ -273,6 +273,19 @@ BUGS = [
         "a fold judged by itself", "align/folds.py", "if i != fold]).moments()", "]).moments()", "tests/test_folds.py",
     ),
     Bug(
+        "narrow blocks behind a map that blows up", "align/adapters.py",
+        "nn.init.orthogonal_(map_.weight)", "nn.init.normal_(map_.weight)", "tests/test_adapters.py",
+    ),
+    Bug(
+        "directions of the least correlation kept", "align/closed_form.py",
+        "u, r, vt = u[:, :rank], r[:rank], vt[:rank]",
+        "u, r, vt = u.flip(1)[:, :rank], r.flip(0)[:rank], vt.flip(0)[:rank]", "tests/test_closed_form.py",
+    ),
+    Bug(
+        "one pooling of several", "encoders/pooling.py", "for word, layer in split(pooling)], dim=1)",
+        "for word, layer in split(pooling)[:1]], dim=1)", "tests/test_pooling.py",
+    ),
+    Bug(
         "a network tried that cannot catch up", "fuse.py", "- tried[form.what] > LEAD", "- tried[form.what] > 100",
         "tests/test_fuse.py",
     ),
