@@ -1,7 +1,8 @@
-"""Recall per pair on Flickr8k, beside the paper's recipe tuned fairly: how the figures of docs/recall.md came.
+"""Recall per pair, beside the paper's recipe tuned fairly: how the figures of docs/recall.md came.
 
     python benchmarks/bench_recall.py [--data FOLDER] [--images N] [--seeds N] [--encoder v2] [--ways ...] [--keep FILE]
         [--pooling mean+mean@3+mean@0]
+    python benchmarks/bench_recall.py --latents FOLDER [--images N] [--seeds N] [--ways ...] [--keep FILE]
 
 FOLDER, or the environment variable FUSEMIX_DATA, holds the latents that `bench_fit.py` describes; without it there is
 nothing to measure, and the script says so. A seed draws the training images; each image brings its five captions. 500
@@ -9,6 +10,8 @@ other *training* images choose whatever is chosen (epochs and dropout of the pap
 shares); what is told is recall on the validation split, which nothing has seen. What is "unpaired" also gets the
 remaining training images and captions, whose pairing it is not told. With --keep, what is done is not done again.
 With --pooling the captions are encoded anew, by MiniLM so pooled: 35,000 of them, five minutes.
+With --latents it is a folder that `fusemix extract` wrote: N groups of its train split are drawn, its val split chooses
+and its test split is what is told of.
 The reference is "paper" where it is among the ways (a quarter of an hour a seed), else "scaled", which finds more.
 """
 
@@ -58,6 +61,7 @@ WAYS: dict[str, Way] = {
     "both": way(adapter="both"),
     "auto": way(),
     "auto, begun at random": way(settings={"refine": False}),
+    "auto, begun at random, wide blocks": way(settings={"refine": False, "width": 0}),
     "cca, unpaired": way(adapter="cca", unpaired=True),
     "auto, unpaired": way(unpaired=True),
 }
@@ -100,18 +104,18 @@ def mean_r1(ways: dict[str, Any] | None) -> float | None:
     return None if ways is None else round(float(np.mean([scores.recall[1] for scores in ways.values()])), 3)
 
 
-def measure(pairs: Latents, name: str, images: int, seed: int) -> dict[str, Any]:
-    """Fit one way and tell what it finds on the validation split."""
-    train = pairs.only("train")
+def measure(train: Latents, val: Latents | None, told: Latents, name: str, images: int, seed: int) -> dict[str, Any]:
+    """Fit one way on some groups of `train` and tell what it finds in `told`; without `val` other groups choose."""
     drawn = np.random.default_rng(seed).permutation(np.unique(train.groups))
-    part, rest, val = (
-        train.take(np.isin(train.groups, some))
-        for some in (drawn[:images], drawn[images : len(drawn) - JUDGES], drawn[len(drawn) - JUDGES :])
+    end = len(drawn) - (JUDGES if val is None else 0)
+    part, rest, judges = (
+        train.take(np.isin(train.groups, some)) for some in (drawn[:images], drawn[images:end], drawn[end:])
     )
+    val = judges if val is None else val
     started = time.perf_counter()
     model = WAYS[name](part, val, rest, seed)
     seconds = time.perf_counter() - started
-    found = model.evaluate(pairs.only("val"))
+    found = model.evaluate(told)
     return {
         "way": name, "images": images, "seed": seed, "R@1": mean_r1(found.retrieval),
         "uncorrected": mean_r1(found.uncorrected), "bar": mean_r1(found.baselines["cca"]),
@@ -128,13 +132,19 @@ def main() -> None:
     parser.add_argument("--encoder", default="v2")
     parser.add_argument("--ways", default=USUAL, help=f"of {', '.join(WAYS)}; JSON strings, with commas")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--latents", type=Path)
     parser.add_argument("--pooling", help="of MiniLM, with which captions are encoded anew")
     given = parser.parse_args()
-    if given.data is None or not (Path(given.data) / "flickr8k/images.tsv").is_file():
+    if given.latents is not None:
+        of, given.encoder = given.latents.name, str(given.latents)
+        train, val, told = fm.open_latents(given.latents).split()
+    elif given.data is None or not (Path(given.data) / "flickr8k/images.tsv").is_file():
         print("nothing to measure: give --data FOLDER")
         return
-    folder = Path(given.data)
-    pairs = open_flickr(folder, given.encoder, encoded(folder, given.pooling) if given.pooling else None)
+    else:
+        folder, of = Path(given.data), f"flickr8k val, {given.encoder} {given.pooling or ''}".strip()
+        pairs = open_flickr(folder, given.encoder, encoded(folder, given.pooling) if given.pooling else None)
+        train, val, told = pairs.only("train"), None, pairs.only("val")
     done = (
         [json.loads(line) for line in given.keep.read_text().splitlines()] if given.keep and given.keep.exists() else []
     )
@@ -150,17 +160,17 @@ def main() -> None:
             }
             record = next((each for each in done if key.items() <= each.items()), None)
             if record is None:
-                record = {**key, **measure(pairs, name, given.images, seed)}
+                record = {**key, **measure(train, val, told, name, given.images, seed)}
                 print(json.dumps(record), flush=True)
                 if given.keep:
                     with given.keep.open("a") as file:
                         file.write(json.dumps(record) + "\n")
             found.setdefault(name, []).append(record)
-    tell(found, f"{given.encoder} {given.pooling or ''}".strip(), given.images)
+    tell(found, of, given.images)
     leave()
 
 
-def tell(found: dict[str, list[dict[str, Any]]], encoder: str, images: int) -> None:
+def tell(found: dict[str, list[dict[str, Any]]], of: str, images: int) -> None:
     """Print the table and the goals."""
     mean = {name: float(np.mean([each["R@1"] for each in runs])) for name, runs in found.items()}
     print("| way | mean R@1 | hubs uncorrected | regularised CCA | seeds | seconds |\n|---|---|---|---|---|---|")
@@ -168,7 +178,7 @@ def tell(found: dict[str, list[dict[str, Any]]], encoder: str, images: int) -> N
         cells = [spread([each[key] for each in runs]) for key in ("R@1", "uncorrected", "bar")]
         seconds = float(np.median([each["seconds"] for each in runs]))
         print(f"| {name} | {' | '.join(cells)} | {len(runs)} | {seconds:.0f} |")
-    where = f"flickr8k val, {encoder}, {images:,} images: mean R@1"
+    where = f"{of}, {images:,} images: mean R@1"
     reference = "paper" if "paper" in mean else "scaled"
     goals = {"auto": GOALS.get(images)} | (
         dict.fromkeys(("auto, unpaired", "cca, unpaired"), 2.0) if images == 200 else {}

@@ -286,6 +286,9 @@ BUGS = [
         "for word, layer in split(pooling)[:1]], dim=1)", "tests/test_pooling.py",
     ),
     Bug(
+        "what is ahead by chance kept", "contest.py", "if ahead < ERRORS * noise", "if ahead < 0", "tests/test_fuse.py",
+    ),
+    Bug(
         "a network tried that cannot catch up", "fuse.py", "- tried[form.what] > LEAD", "- tried[form.what] > 100",
         "tests/test_fuse.py",
     ),

@@ -48,6 +48,14 @@ def test_blocks_are_narrower_than_wide_latents_behind_a_map_that_begins_as_a_rot
     assert Adapter(40, replace(config, depth=0)).project.weight.shape[1] == 40
 
 
+def test_what_flows_past_narrow_blocks_is_float32_in_half_precision():
+    adapter, seen = Adapter(40, replace(scaled(1000, 0), width=16)), []
+    adapter.blocks[0].register_forward_pre_hook(lambda block, given: seen.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        adapter(torch.randn(3, 40))
+    assert seen == [torch.float32]
+
+
 @pytest.mark.parametrize("dim", [12, 40])
 def test_an_adapter_of_narrow_blocks_is_known_by_its_tensors(dim):
     """Also where another fit made it, whose settings are not at hand."""

@@ -126,8 +126,15 @@ def test_a_graph_does_not_show_its_layers_and_layers_of_a_sentence_model_take_on
         OnnxEncoder(str(bert), "text", "mean+mean@0").encode(TEXTS)
     folder, _ = save_sentence(tmp_path / "st", dense())
     shutil.copy(bert / "model.onnx", folder / "model.onnx")
-    with pytest.raises(EncoderError, match=r"no pooling 'mean\+cls', as the layers after it \(2_Dense\) take one part"):
+    with pytest.raises(
+        EncoderError, match=r"no pooling 'mean\+cls', as the layers after it \(2_Dense\) take as many parts"
+    ):
         OnnxEncoder(str(folder), "text", "mean+cls")
+
+
+def test_a_graph_gives_its_pooler_or_its_tokens(vit):
+    with pytest.raises(EncoderError, match=r"no pooling 'cls\+pooler', as a graph gives its pooler or its tokens; ch"):
+        OnnxEncoder(str(vit), "image", "cls+pooler")
 
 
 def test_a_folder_that_is_called_onnx_and_holds_all_is_taken_as_it_is(vit, tmp_path):

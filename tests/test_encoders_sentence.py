@@ -110,9 +110,15 @@ def test_several_poolings_take_the_place_of_one_that_was_saved_unless_layers_com
     np.testing.assert_allclose(unit, expected, atol=2e-6)
     other, _ = save_sentence(tmp_path / "b" / "st", dense())
     with pytest.raises(
-        EncoderError, match=r"st: no pooling 'mean\+mean@0', as the layers after it \(2_Dense\) take one"
+        EncoderError,
+        match=r"st: no pooling 'mean\+mean@0', as the layers after it \(2_Dense\) take as many parts as 'mean'",
     ):
         load_encoder(str(other), "text", pooling="mean+mean@0")
+    both, _ = save_sentence(tmp_path / "c" / "st", modules.Dense(64, 8), pooling=("cls", "mean"))
+    assert load_encoder(str(both), "text", pooling="mean+cls").encode(["kite"]).shape == (1, 8)
+    wrong = pytest.raises(EncoderError, match=r"no pooling 'mean', .* take as many parts as 'cls\+mean' has")
+    with pytest.warns(UserWarning, match="made for pooling"), wrong:
+        load_encoder(str(both), "text", pooling="mean")
 
 
 @pytest.mark.parametrize("kind", ["evil.Transformer", "sentence_transformers.models.CNN", "evil.sub.Normalize", "os"])

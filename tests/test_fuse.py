@@ -59,6 +59,7 @@ def test_a_network_that_validates_better_is_kept():
     assert model.config_.adapter in ("mlp", "both")
     tried = model.facts_["tried"]
     assert tried["trained adapters"] > tried["cca"] + LEAD and not any("refined" in name for name in tried)
+    assert "no network that begins as CCA was trained, as the other one is far ahead of CCA" in model.facts_["notes"]
     assert tried[model.facts_["chosen"]] > tried["cca"] + 10
 
 
@@ -140,6 +141,29 @@ def test_the_contest_is_what_a_plain_one_finds():
     recalls = [corrected_recall(x, y, rows, s * hub_bias(x, bank_y), s * hub_bias(y, bank_x)) for s in (0.0, 0.25, 0.5)]
     assert won.uncorrected == pytest.approx(recalls[0]) and won.tried["cca"] == pytest.approx(max(recalls), abs=0.01)
     assert won.strength == (0.0, 0.25, 0.5)[int(np.argmax(recalls))]
+
+
+def test_a_way_that_is_ahead_by_chance_is_not_kept_and_that_is_told():
+    train, held = pairs(200, noise=3), pairs(40, 1, noise=3)
+    known = [train[name].rows.whole() for name in train]
+    simple = Way("simple", "cca", fm.FuseMix(adapter="cca").fit(train).adapters_)
+
+    def blurred(seed, by):
+        noise, sides = torch.Generator().manual_seed(seed), {}
+        for name, side in simple.adapters.items():
+            sides[name] = Linear(
+                side.shift, side.map + by * side.map.std() * torch.randn(side.map.shape, generator=noise)
+            )
+        return Way(f"blurred {seed}", "cca", sides)
+
+    won = contest([simple, *(blurred(seed, 0.3) for seed in range(12))], [], known, held)
+    first = next(iter(won.tried))
+    assert first != "simple" == won.way.what, "of a dozen that are no better some are ahead by chance"
+    (note,) = won.notes
+    ahead = won.tried[first] - won.tried["simple"]
+    assert note.startswith(f"{first} found {ahead:.1f} more in held-out pairs than simple, which is less than")
+    won = contest([blurred(0, 3.0), simple], [], known, held)
+    assert won.way.what == "simple" and not won.notes, "what is ahead beyond doubt"
 
 
 def test_scores_are_added_in_units_of_their_spread():

@@ -24,8 +24,8 @@ class FitConfig:
         depth: residual blocks per adapter; 0 leaves a LayerNorm and one linear map.
         width: of the residual blocks, where latents are wider; 0 is that of the latents, D.
         expansion: inner width of a block, as a multiple of its width.
-        refine: "auto" and "both" also train a network that begins as CCA and learns what to add to it, see
-            `align.adapters.Refined`.
+        refine: "auto" and "both" also train a network that begins as CCA and learns what to add to it, unless the other
+            is far ahead of CCA; see `align.adapters.Refined`.
         dropout: probability inside a block, in [0, 1).
         input_dropout: probability that a latent dimension is set to its mean (to 0 without `standardize`), in [0, 1).
         alpha: lam ~ Beta(alpha, alpha); 0 turns mixing off.

@@ -137,7 +137,9 @@ def fuse(
         notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
         if trained is not None:
             networks.append(Way(TRAINED, "mlp", trained.adapters))
-        if trained is not None and start is not None and not _far_ahead(closed.ways[0], networks[0], known, held):
+        if networks and start is not None and _far_ahead(closed.ways[0], networks[0], known, held):
+            notes = [*notes, "no network that begins as CCA was trained, as the other one is far ahead of CCA"]
+        elif trained is not None and start is not None:
             refined = replace(network.refine(part, held, start, trainer), earlier=trained.earlier)
             networks.append(Way(REFINED, "mlp", refined.adapters))
     progress("choose", 0, 1)
@@ -153,7 +155,7 @@ def fuse(
     sides = zip(adapters.items(), known, strict=True)
     # In the precision in which they are kept, so that a model that was saved corrects as it did.
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
-    notes, learned = [*notes, *closed.notes], closed.pool is not None
+    notes, learned = [*notes, *closed.notes, *won.notes], closed.pool is not None
     made = trainer.changed({"adapter": won.way.kind, "refine": config.refine})
     return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
 
@@ -192,7 +194,10 @@ class _Training:
             left = 60 * whole.minutes - (time.monotonic() - self.begun)
             if start is not None:
                 dims, width = [len(start.shift_x), len(start.shift_y)], start.map_x.shape[1]
-                mine, next_ = step_flops(whole, dims, 1), step_flops(replace(whole, dim=width), [width, width], 1)
+                mine, next_ = (
+                    step_flops(whole, dims, 1),
+                    step_flops(replace(whole, dim=width, width=0), [width, width], 1),
+                )
                 left *= mine / (mine + next_)
             epochs = max(least, within(left, train, val, whole, self.device, self.out))
             if not epochs:

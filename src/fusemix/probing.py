@@ -61,7 +61,7 @@ def probe(
         pairs: from `read_pairs`, of two modalities.
         sample: pairs to draw: of every group one, and more of each only where there are fewer groups than that.
         seed: of the sample, the folds and the intervals.
-        pooling: modality=poolings, each of which is tried with every encoder that has a choice, as "mean" or "mean@-2".
+        pooling: modality=poolings, each of which is tried with every encoder that has a choice, as "mean+mean@0".
         decode: see `extract`.
         precision: see `extract`.
         progress: called after every batch.

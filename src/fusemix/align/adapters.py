@@ -118,7 +118,8 @@ class Adapter(AnyAdapter):
 
         Lengths are float32 also under autocast: half precision loses small ones.
         """
-        x = self.blocks(self.narrow(self.augment((latents - self.shift) * self.scale)))
+        # What flows past the blocks stays float32, whatever a product before them is computed in.
+        x = self.blocks(self.narrow(self.augment((latents - self.shift) * self.scale)).float())
         landed: Tensor = self.project(self.norm(x)).float()
         return landed
 

@@ -17,12 +17,13 @@ from fusemix.align.hubness import corrected_recall, hub_bias, spaced
 from fusemix.align.metrics import mean_recall
 from fusemix.align.moments import Latents, Moments, Rows, Sums, some_mean
 
-SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+CAREFUL = 10.0  # the shrinkage where nobody can judge
 POWER = 0.75  # of the correlations, where hubs are corrected: from 200 to 6,000 pictures no other gained more
 RANK = 512  # directions at most, where latents are wider: the others find nothing, and make an index larger
 FOLDS = 5
 ENOUGH = 500  # items that tell settings apart: where the folds have so many of either side, one fold is looked at
-WIDE = 1024  # numbers in the narrower latent, above which a decomposition takes too long to be done for every fold
+WIDE = 1536  # numbers in the narrower latent, above which a decomposition takes too long to be done for every fold
 JUDGED, BANKED = 5000, 2048  # pairs of a fold that are looked at, and known queries for their bias
 STRENGTH = 0.5  # of the bias
 Maker = Callable[..., ClosedForm]
@@ -158,9 +159,9 @@ def settings_for_search(folds: Folds, form: str) -> Callable[[Moments], ClosedFo
 
 
 def _shrinkage(make: Maker, judges: list[Judge], score: Callable[[Judge, ClosedForm], float]) -> float:
-    """Return the shrinkage that judges like best, the first of equals; the most careful where nobody can judge."""
+    """Return the shrinkage that judges like best, the first of equals; a careful one where nobody can judge."""
     if not judges:
-        return SHRINKAGES[-1]
+        return CAREFUL
     scores = np.mean([[score(judge, make(judge.moments, s)) for s in SHRINKAGES] for judge in judges], axis=0)
     return SHRINKAGES[int(scores.argmax())]
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusemix.align.metrics import mean_recall
+from fusemix.align.metrics import Relevance, best_ranks, mean_recall
 
 NEIGHBOURS = 8  # queries that a bias looks at: 2 and 32 found less
 BANK = 4096  # known queries of a modality: from 30,000 of them it gained no more
@@ -59,6 +59,14 @@ def corrected_recall(
 ) -> float:
     """Return `metrics.mean_recall` of a search that takes a bias (N,) from what finds x, and (M,) from what finds y."""
     return mean_recall(with_bias(x, bias_x), with_bias(y, bias_y), pairs, (as_query(x), as_query(y)))
+
+
+def corrected_ranks(
+    x: Tensor, y: Tensor, pairs: tuple[NDArray[np.int64], NDArray[np.int64]], bias_x: Tensor, bias_y: Tensor
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the best ranks of that search: of every x as a query (N,), and of every y (M,)."""
+    forth = best_ranks(as_query(x), with_bias(y, bias_y), Relevance.from_pairs(pairs[0], pairs[1]))
+    return forth, best_ranks(as_query(y), with_bias(x, bias_x), Relevance.from_pairs(pairs[1], pairs[0]))
 
 
 def with_bias(gallery: Tensor, bias: Tensor) -> Tensor:

@@ -124,6 +124,10 @@ class OnnxEncoder:
         own = "pooler" if self.takes == "image" and "pooler_output" in ranks else "mean"
         chosen = choose(pooling, known, own, self.name)
         self._front.check(chosen, self.name)
+        if chosen != "pooler" and "pooler" in chosen.split("+"):
+            raise EncoderError(
+                f"{self.name}: no pooling {chosen!r}, as a graph gives its pooler or its tokens; choose one"
+            )
         wanted = "pooler_output" if chosen == "pooler" else hidden
         if wanted not in ranks:
             raise EncoderError(f"{self.name} has no tokens or pooler for pooling {chosen!r}; {choices('', ranks)}")

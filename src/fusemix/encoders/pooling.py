@@ -148,7 +148,7 @@ def pool(output: Any, pooling: str, mask: Tensor | None = None, special: int = 0
         special: tokens that "mean" leaves out.
 
     Returns:
-        (n, D) float32; (n, 2 D) for "cls+mean".
+        (n, D) float32, D for each part.
 
     Raises:
         EncoderError: the model has no pooler, no tokens, or no such layer.

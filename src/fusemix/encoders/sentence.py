@@ -43,7 +43,7 @@ class Sentence:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def check(self, pooling: str, name: str) -> None:
-        """Refuse several poolings side by side where layers come next, which take what the model was made for.
+        """Refuse more or fewer poolings side by side than the layers that come next were made for.
 
         Args:
             pooling: that was chosen.
@@ -52,10 +52,11 @@ class Sentence:
         Raises:
             EncoderError: the layers take no such row.
         """
-        if len(self.layers) and "+" in pooling and pooling != self.pooling:
+        own = self.pooling or "mean"
+        if len(self.layers) and pooling.count("+") != own.count("+"):
             after = ", ".join(self.facts)
             raise EncoderError(
-                f"{name}: no pooling {pooling!r}, as the layers after it ({after}) take one part; give one"
+                f"{name}: no pooling {pooling!r}, as the layers after it ({after}) take as many parts as {own!r} has"
             )
 
 

@@ -25,7 +25,7 @@ from fusemix.subsets import select
 from fusemix.training.device import find_device
 
 FACTS = "study.json"
-FORMAT = "fusemix-study-1"
+FORMAT = "fusemix-study-2"
 
 
 @dataclass(frozen=True)

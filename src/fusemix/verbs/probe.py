@@ -44,7 +44,8 @@ def probe(
     pooling: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="MODALITY=P,Q", help="Poolings to try with each encoder that has a choice: cls, mean, mean@-2, ..."
+            metavar="MODALITY=P,Q",
+            help="Poolings to try with each encoder that has a choice: cls, mean, mean+mean@0, ...",
         ),
     ] = None,
     decode: Decode = None,
