@@ -99,7 +99,7 @@ IN_THE_CALL = {
         ({"shard_items": 100}, "shard_items"),
         ({"decode": {"x": Path}}, "decode"),
     ],
-    "text": [({"pooling": {"x": "cls+mean"}}, "encoder.pooling")],
+    "text": [({"pooling": {"x": "cls"}}, "encoder.pooling")],
     "audio": [({"pooling": {"x": "cls"}}, "encoder.pooling")],
 }
 

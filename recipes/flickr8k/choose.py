@@ -31,6 +31,7 @@ def variants(default: FitConfig) -> dict[str, FitConfig]:
         "half the epochs": replace(default, epochs=default.epochs // 2),
         "learning rate 1e-3": replace(default, lr=1e-3),
         "two blocks": replace(default, depth=2),
+        "blocks as wide as the latents": replace(default, width=0),
     }
 
 

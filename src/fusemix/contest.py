@@ -143,7 +143,7 @@ def contest(
     difference: of a dozen ways the best on 34 held-out sounds was best by chance, and found less among others.
 
     Args:
-        closed: closed forms, the simplest first; of equals the first wins.
+        closed: closed forms, the simplest first; the first is kept unless another is clearly ahead.
         trained: trained adapters, of which the first is taken where nobody judges.
         known: latents of known items of x and of y, for the bias of hubs.
         held: the pairs; with None nobody judges, and it is the first closed form, with what was trained.
