@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusemix.align.metrics import Relevance, best_ranks, mean_recall
+from fusemix.align.metrics import Relevance, best_ranks, recall_of
 
 NEIGHBOURS = 8  # queries that a bias looks at: 2 and 32 found less
 BANK = 4096  # known queries of a modality: from 30,000 of them it gained no more
@@ -58,7 +58,7 @@ def corrected_recall(
     x: Tensor, y: Tensor, pairs: tuple[NDArray[np.int64], NDArray[np.int64]], bias_x: Tensor, bias_y: Tensor
 ) -> float:
     """Return `metrics.mean_recall` of a search that takes a bias (N,) from what finds x, and (M,) from what finds y."""
-    return mean_recall(with_bias(x, bias_x), with_bias(y, bias_y), pairs, (as_query(x), as_query(y)))
+    return recall_of(*corrected_ranks(x, y, pairs, bias_x, bias_y))
 
 
 def corrected_ranks(

@@ -121,22 +121,21 @@ def recall_at(ranks: NDArray[np.int64], k: int) -> float:
     return 100 * float(np.mean(ranks <= k))
 
 
-def mean_recall(
-    x: Tensor, y: Tensor, pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
-    queries: tuple[Tensor, Tensor] | None = None,
-) -> float:  # fmt: skip
+def recall_of(forth: NDArray[np.int64], back: NDArray[np.int64]) -> float:
+    """Mean of R@1, R@5 and R@10 over the best ranks of both directions, in [0, 100]."""
+    return float(np.mean([recall_at(ranks, k) for ranks in (forth, back) for k in CUTOFFS]))
+
+
+def mean_recall(x: Tensor, y: Tensor, pairs: tuple[NDArray[np.int64], NDArray[np.int64]]) -> float:
     """Mean of R@1, R@5 and R@10 over both directions, in [0, 100]: the one number that selection goes by.
 
     Args:
         x: (N, S) embeddings.
         y: (M, S) embeddings.
         pairs: row numbers in x and in y of the positive pairs, without gaps.
-        queries: what x (N, S) and y (M, S) are as queries, where that is not what they are as gallery.
     """
-    of_x, of_y = queries or (x, y)
-    forth = best_ranks(of_x, y, Relevance.from_pairs(pairs[0], pairs[1]))
-    back = best_ranks(of_y, x, Relevance.from_pairs(pairs[1], pairs[0]))
-    return float(np.mean([recall_at(ranks, k) for ranks in (forth, back) for k in CUTOFFS]))
+    forth = best_ranks(x, y, Relevance.from_pairs(pairs[0], pairs[1]))
+    return recall_of(forth, best_ranks(y, x, Relevance.from_pairs(pairs[1], pairs[0])))
 
 
 def bootstrap(
