@@ -55,8 +55,8 @@ class TextEncoder:
                 stacklevel=2,
             )
         known = poolings_of(self.model.config, given.name, sentence.pooling)
-        self.pooling = choose(pooling, known, "mean", given.name)
-        sentence.check(self.pooling, given.name)
+        self.pooling = choose(pooling, known, "mean", name or given.name)
+        sentence.check(self.pooling, name or given.name)
         self.options = show_layers(self.pooling)
         self.layers = sentence.layers.to(self.device)
         self.lengths = self.tokens.lengths
