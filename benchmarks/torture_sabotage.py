@@ -243,12 +243,12 @@ BUGS = [
         "epochs * step > seconds", "tests/test_minutes.py",
     ),
     Bug(
-        "a space that moves towards the newcomer", "onto.py", "{**fused.adapters, hub: target.adapters[hub]}",
-        "dict(fused.adapters)", "tests/test_onto.py",
+        "a space that moves towards the newcomer", "onto.py",
+        "{**fused.adapters, onto.hub: onto.target.adapters[onto.hub]}", "dict(fused.adapters)", "tests/test_onto.py",
     ),
     Bug(
-        "baselines of the target and not of the latents", "onto.py", "folds_of(train, config.seed)",
-        "folds_of(landed, config.seed)", "tests/test_onto.py",
+        "baselines of the target and not of the latents", "onto.py", "folds_of(onto.pairs, onto.config.seed)",
+        "folds_of(onto.train, onto.config.seed)", "tests/test_onto.py",
     ),
     Bug(
         "a target that is centred", "align/closed_form.py", "shift_y=torch.zeros_like(form.shift_y)",
@@ -291,6 +291,9 @@ BUGS = [
     Bug(
         "a network tried that cannot catch up", "fuse.py", "- tried[form.what] > LEAD", "- tried[form.what] > 100",
         "tests/test_fuse.py",
+    ),
+    Bug(
+        "the second network not foreseen", "fuse.py", "costs.append(foresee(", "print(foresee(", "tests/test_fuse.py",
     ),
     Bug(
         "held-out groups trained on", "fuse.py", "return train.take(~held), judges",

@@ -12,7 +12,7 @@ FLOORS = {
     "errors": 0, "config": 0, "durable": 0, "progress": 0, "ranks": 0, "sound": 0,
     "data": 1, "encoders": 1, "align": 1,
     "shards": 2, "engines": 2, "extraction": 2, "pipeline": 2, "survey": 2, "training": 2, "fit": 2,
-    "parameters": 2, "contest": 2, "fuse": 2,
+    "parameters": 2, "contest": 2, "networks": 2, "fuse": 2,
     "seen": 3, "state": 3, "queries": 3, "evaluate": 3, "model": 3, "curves": 3, "report": 3, "demo": 3,
     "tracking": 3, "page": 3, "inspection": 3, "matches": 3, "probing": 3, "subsets": 3, "studies": 3,
     "search": 3, "zeroshot": 3, "judgement": 3,

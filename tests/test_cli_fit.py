@@ -65,8 +65,10 @@ def test_stopping_early_is_said(place):
 def test_a_dry_run_foresees_and_writes_nothing(place):
     shown = fusemix("fit", "l", "-o", "dry", "--dry-run", cwd=place).stdout
     assert "nothing was trained" in shown and "parameters" in shown and "memory" in shown and "FLOP" in shown
-    cost = json.loads(fusemix("fit", "l", "-o", "dry", "--dry-run", "--json", cwd=place).stdout)
-    assert cost["pairs"] == 700 and cost["seconds"] > 0 and cost["flops"] == cost["steps"] * cost["flops_per_step"]
+    found = json.loads(fusemix("fit", "l", "-o", "dry", "--dry-run", "--json", cwd=place).stdout)
+    assert [cost["network"] for cost in found["networks"]] == ["begins at random", "begins as a closed form"]
+    for cost in found["networks"]:
+        assert cost["pairs"] == 700 and cost["seconds"] > 0 and cost["flops"] == cost["steps"] * cost["flops_per_step"]
     assert not (place / "dry").exists()
 
 

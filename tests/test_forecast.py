@@ -127,14 +127,23 @@ def test_a_forecast_counts_the_items_that_are_trained_on(pairs):
 
 def test_a_forecast_is_shown_in_plain_words(pairs, capsys):
     config = replace(SMALL, batch_size=8, epochs=3)
-    show_forecast(forecast(pairs, config, CPU, "float32", 1e10, SECONDS, True))
+    cost = forecast(pairs, config, CPU, "float32", 1e10, SECONDS, True)
+    show_forecast([cost])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "100 pairs of x (40 numbers) and y (24 numbers); nothing was trained"
-    assert lines[1] == "3 epochs x 6 steps = 18 steps of 9 pairs (18 are loaded and mixed)"
-    assert "parameters" in lines[2] and "FLOP" in lines[2]
-    assert lines[3] == "latents: 25.6 kB, in memory"
-    assert lines[4].startswith("memory beside them: ") and " weights" in lines[4] and lines[4].count(" + ") == 7
-    assert lines[5].startswith("about 0.0 s at 50 % of the 10 GFLOP/s that a float32 product reaches here")
+    assert lines[1] == "latents: 25.6 kB, in memory"
+    assert lines[2] == "a network that begins at random:"
+    assert lines[3] == "  3 epochs x 6 steps = 18 steps of 9 pairs (18 are loaded and mixed)"
+    assert "parameters" in lines[4] and "FLOP" in lines[4]
+    assert lines[5].startswith("  memory beside the latents: ") and " weights" in lines[5]
+    assert lines[5].count(" + ") == 7
+    assert lines[6].startswith("  about 0.0 s at 50 % of the 10 GFLOP/s that a float32 product reaches here")
+    assert len(lines) == 7
+    show_forecast([cost, replace(cost, seconds=3.0, validating=1.0)], 5)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "together about 4.0 s at most",
+        "--minutes 5: fewer epochs where closed forms and these would take longer",
+    ]
 
 
 def test_a_fit_is_foreseen_without_being_done(pairs):

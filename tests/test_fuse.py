@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import fusemix as fm
-from fusemix.align.adapters import Adapter, Joined, Linear, Refined
-from fusemix.align.closed_form import cca, in_deviations
+from fusemix.align.adapters import Adapter, Joined, Linear, Refined, refining
+from fusemix.align.closed_form import ClosedForm, cca, in_deviations
 from fusemix.align.hubness import corrected_recall, hub_bias
 from fusemix.config import scaled
 from fusemix.contest import Entry, Way, calibrate, contest
@@ -276,9 +276,29 @@ def test_the_items_that_are_held_out_to_choose_by_are_not_learned_from():
     assert len(found["image"]) == 90 and not any(bool((found["image"] == judge).all(dim=1).any()) for judge in judges)
 
 
-def test_a_closed_form_is_not_forecast():
-    with pytest.raises(DataError, match="trains nothing"):
+def test_what_trains_nothing_is_not_forecast():
+    with pytest.raises(DataError, match="adapter='cca': closed forms alone"):
         fm.FuseMix(adapter="cca").forecast(pairs(30))
+    with pytest.raises(DataError, match="few groups: closed forms alone"):
+        fm.FuseMix().forecast(pairs(8))
+
+
+def test_every_network_is_forecast():
+    train, val = pairs(150), pairs(60, 1)
+    one, two = fm.FuseMix(epochs=3).forecast(train, val)
+    assert (one.network, two.network) == ("begins at random", "begins as a closed form")
+    assert one.pairs == two.pairs == 150 and one.modalities == two.modalities and one.steps == two.steps
+    assert one.validating > 0 and two.validating > 0
+    model = fm.FuseMix(epochs=3).fit(train, val=val)
+    config = replace(model.config_, adapter="mlp", refine=False, dim=min(one.modalities.values()), width=0)
+    form = ClosedForm(*(torch.zeros(d) for d in one.modalities.values()),
+                      *(torch.zeros(d, config.dim) for d in one.modalities.values()), 1.0)  # fmt: skip
+    learned = sum(p.numel() for side in refining(form, config) for p in side.parameters())
+    assert two.parameters == pytest.approx(learned, rel=0.01)
+    # Without pairs to choose by, a tenth of the groups does and is not trained on.
+    assert [cost.pairs for cost in fm.FuseMix(epochs=3).forecast(train)] == [135, 135]
+    assert len(fm.FuseMix(recipe="scaled", epochs=3).forecast(train)) == 1
+    assert len(fm.FuseMix(epochs=3, settings={"refine": False}).forecast(train)) == 1
 
 
 def test_a_network_begins_as_cca_and_learns_what_to_add():

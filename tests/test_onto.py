@@ -150,6 +150,13 @@ def test_a_model_is_not_overwritten_by_what_lands_in_its_space(views, base, tmp_
     assert done.returncode == 2 and "-o m is the model that --onto names" in done.stderr
 
 
+def test_a_landing_is_forecast(views, base):
+    (cost,) = fm.FuseMix(epochs=2).forecast(pairs(views, "word", "sound"), onto=base)
+    assert cost.pairs == 288 and cost.modalities == {"sound": 8, "word": base.facts_["dim"]} and cost.seconds > 0
+    with pytest.raises(DataError, match="neither lock nor unpaired"):
+        fm.FuseMix(lock="word").forecast(pairs(views, "word", "sound"), onto=base)
+
+
 def test_what_cannot_land_is_told(views, base, sounds):
     with pytest.raises(DataError, match=r"one modality that the model has \(image, word\).*got sound, touch"):
         fm.FuseMix().fit(pairs(views, "sound", "touch"), onto=base)

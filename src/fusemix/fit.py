@@ -156,10 +156,13 @@ def _train_or_save(run: Run, out: Path | None, notes: list[str], progress: Progr
             run.save(out)  # what comes after the training can be interrupted, too
 
 
-def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latents | None = None) -> Forecast:
-    """Say what a fit would cost, from the rate of the device, a few steps on random numbers and a validation.
+def foresee(
+    train: Latents, config: FitConfig, device: torch.device, val: Latents | None = None,
+    start: ClosedForm | None = None,
+) -> Forecast:  # fmt: skip
+    """Say what training would cost, from the rate of the device, a few steps on random numbers and a validation.
 
-    Writes nothing.
+    Writes nothing. Arguments as of `fit_adapters`.
 
     Raises:
         DataError, MismatchError: pairs that cannot be fitted, or validation pairs that do not go with them.
@@ -171,21 +174,23 @@ def foresee(train: Latents, config: FitConfig, device: torch.device, val: Latent
     dims = [train.items[name].rows.shape[1] for name in train.modalities]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         kept = kept_on(device)
-        flops = step_flops(config, dims, order.batch_size, kept)
+        adapters = Adapters(dims, config, start)
+        flops = step_flops(config, adapters.dims, order.batch_size, kept)
         compiled = compiling_pays(flops * order.steps * config.epochs, device)
-        trainer = Trainer(Adapters(dims, config).to(device), config, device, compiled=compiled)
+        trainer = Trainer(adapters.to(device), config, device, compiled=compiled)
         small = 1.0 if device.type == "cuda" else TRIAL_FLOPS / flops  # a GPU would idle on few pairs
         rows = max(2, min(order.batch_size, int(order.batch_size * small)))
         batch = [torch.randn(rows, dim, device=device) for dim in dims]
         times = [_time_step(trainer, batch) for _ in range(4)][1:]  # the first pays for warming up
         once = _time_validation(trainer, val, train.modalities) if val is not None else 0.0
     gradients, update = (min(each) for each in zip(*times, strict=True))
-    seconds = gradients * flops / step_flops(config, dims, rows, kept) + update
+    seconds = gradients * flops / step_flops(config, adapters.dims, rows, kept) + update
     precision = str(trainer.precision).removeprefix("torch.")
     rate = matmul_rate(device, trainer.precision)
     return forecast(
-        train, config, device, precision, rate, seconds, fits(train, device), once * validations(config.epochs)
-    )
+        train, config, device, precision, rate, seconds, fits(train, device), once * validations(config.epochs),
+        adapters.dims if start is not None else (),
+    )  # fmt: skip
 
 
 def within(

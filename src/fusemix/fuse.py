@@ -6,9 +6,8 @@ it is, and how strongly, is looked up on held-out pairs and not decided here.
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fusemix.align.closed_form import ClosedForm, in_deviations
-from fusemix.align.folds import Folds, cca_for_search, settings_for_search
+from fusemix.align.folds import RANK, Folds, cca_for_search, settings_for_search
 from fusemix.align.hubness import BANK, spaced
 from fusemix.align.moments import Moments
 from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
@@ -26,10 +25,11 @@ from fusemix.config import FitConfig
 from fusemix.contest import SHARES, Sided, Way, Winner, contest, linear
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.errors import DataError
-from fusemix.fit import WIDEST, Fitted, fit_adapters, too_wide, widest, within
+from fusemix.fit import WIDEST, Fitted, foresee, too_wide, widest
+from fusemix.networks import Networks, alone, beginning
 from fusemix.progress import Progress
 from fusemix.training.checks import check_pairs, check_validation
-from fusemix.training.forecast import step_flops
+from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
@@ -111,7 +111,7 @@ def fuse(
     Raises:
         DataError, DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
     """
-    wide, network = too_wide(train), _Training(config, device, progress, out, track)
+    wide, network = too_wide(train), Networks(config, device, progress, out, track)
     if config.adapter == "mlp" or (config.adapter == "auto" and wide):
         trained, trainer = network.train(train, val, least=1)
         assert trained is not None, "an epoch at least"
@@ -160,64 +160,32 @@ def fuse(
     return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
 
 
+def foresee_networks(train: Latents, val: Latents | None, config: FitConfig, device: torch.device) -> list[Forecast]:
+    """Say what each network that `fuse` would train costs at most; closed forms are not foreseen.
+
+    Raises:
+        DataError: see `fit.foresee`; or nothing would be trained.
+    """
+    if config.adapter == "mlp" or too_wide(train):
+        return [foresee(train, config, device, val)]
+    part, held = (train, val) if val is not None else hold_out(train, config.seed)
+    if config.adapter not in ("auto", "both") or (config.adapter == "auto" and held is None):
+        why = "few groups" if config.adapter == "auto" else f"adapter={config.adapter!r}"
+        raise DataError(f"{why}: closed forms alone, which take seconds to minutes: just fit them")
+    costs = [foresee(part, alone(config), device, held)]
+    if config.refine:
+        dims = [part.items[name].rows.shape[1] for name in part.modalities]
+        width = min(RANK, *dims)
+        shifts, maps = [torch.zeros(dim) for dim in dims], [torch.eye(dim, width) for dim in dims]
+        start = ClosedForm(shifts[0], shifts[1], maps[0], maps[1], START)  # as good as any to try a step with
+        costs.append(foresee(part, beginning(config, start), device, held, start))
+    return costs
+
+
 def _far_ahead(form: Way, network: Way, known: Sequence[Tensor], held: Latents | None) -> bool:
     """Tell whether a network finds so much more on held-out pairs than a closed form that no start there catches up."""
     tried = contest([form], [network], known, held, shares=()).tried
     return bool(tried) and tried[network.what] - tried[form.what] > LEAD
-
-
-@dataclass
-class _Training:
-    """How to train a network, and until when.
-
-    Attributes:
-        config, device, progress, out, track: see `fuse`.
-        begun: when the clock of `config.minutes` began.
-    """
-
-    config: FitConfig
-    device: torch.device
-    progress: Progress
-    out: Path | None
-    track: Track | None
-    begun: float = field(default_factory=time.monotonic)
-
-    def train(
-        self, train: Latents, val: Latents | None, least: int, start: ClosedForm | None = None
-    ) -> tuple[Fitted | None, FitConfig]:
-        """Train for as many epochs as there is time for, and at least so many; None where that is none.
-
-        Where a network that begins as a closed form comes next, it has its share of the time: that of its work.
-        """
-        whole = settings = replace(self.config, adapter="mlp", refine=False)
-        if whole.minutes:
-            left = 60 * whole.minutes - (time.monotonic() - self.begun)
-            if start is not None:
-                dims, width = [len(start.shift_x), len(start.shift_y)], start.map_x.shape[1]
-                mine, next_ = (
-                    step_flops(whole, dims, 1),
-                    step_flops(replace(whole, dim=width, width=0), [width, width], 1),
-                )
-                left *= mine / (mine + next_)
-            epochs = max(least, within(left, train, val, whole, self.device, self.out))
-            if not epochs:
-                return None, whole
-            settings = replace(whole, epochs=epochs)
-        trained = fit_adapters(train, val, settings, self.device, self.progress, out=self.out, track=self.track)
-        if settings.epochs < whole.epochs:
-            some = f"{settings.epochs} of {whole.epochs} epochs"
-            cut = f"trained for {some}: more would take over {whole.minutes:g} minutes"
-            trained = replace(trained, notes=[*trained.notes, cut])
-        return trained, settings
-
-    def refine(self, train: Latents, val: Latents | None, start: ClosedForm, settings: FitConfig) -> Fitted:
-        """Train a network that begins as a closed form, in the width of that; it keeps nothing on the disk."""
-        narrow = replace(settings, dim=start.map_x.shape[1])
-
-        def progress(stage: str, done: int, total: int, note: str = "") -> None:
-            self.progress("refine cca" if stage == "fit" else stage, done, total, note)
-
-        return fit_adapters(train, val, narrow, self.device, progress, start=start)
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:

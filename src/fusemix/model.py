@@ -24,10 +24,10 @@ from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, choices
 from fusemix.evaluate import Evaluation, chance, score, score_landing
-from fusemix.fit import foresee, locked
-from fusemix.fuse import Fused, fuse
+from fusemix.fit import locked
+from fusemix.fuse import Fused, foresee_networks, fuse
 from fusemix.generation import Draw, Generator, generate
-from fusemix.onto import Target, fuse_onto
+from fusemix.onto import Onto, Target, fuse_onto
 from fusemix.parameters import Parameters
 from fusemix.progress import Progress, silent
 from fusemix.queries import QueryEncoder, modality_of
@@ -126,10 +126,7 @@ class FuseMix(Parameters):
         others, device = without_partners(unpaired, train), find_device(self.device)
         written: Any = {"out": folder, "track": track}
         if onto is not None:
-            if unpaired or self.lock is not None:
-                raise DataError("onto keeps a space as it is: it goes with neither lock nor unpaired items")
-            target = Target(onto._fitted().sides_, onto.adapters_)
-            fused = fuse_onto(train, val, target, config, self.dim, device, progress, **written)
+            fused = fuse_onto(self._onto(onto, train, val, unpaired), device, progress, **written)
         else:
             config = locked(config, train, self.lock, self.dim)
             fused = fuse(train, val, config, device, progress, unpaired=others, **written)
@@ -155,18 +152,21 @@ class FuseMix(Parameters):
             write_curves(self.history_, self.facts_["best_epoch"], folder)
         return self
 
-    def forecast(self, train: Latents, val: Latents | None = None) -> Forecast:
-        """Say what a fit on these pairs would cost, in time, memory and FLOPs; trains nothing.
+    def forecast(self, train: Latents, val: Latents | None = None, onto: "FuseMix | None" = None) -> list[Forecast]:
+        """Say what each network of a fit would cost at most, in time, memory and FLOPs; trains nothing.
+
+        Closed forms, and the choice among all, take seconds to minutes more.
 
         Raises:
-            DataError: pairs that cannot be fitted, or validation pairs that do not go with them.
+            DataError: pairs that cannot be fitted, validation pairs that do not go with them, or no network.
         """
         if val is not None:
             check_validation(train, val)
-        config = locked(self.config(len(train)), train, self.lock, self.dim)
-        if config.adapter not in ("auto", "mlp", "both"):
-            raise DataError(f"adapter={config.adapter!r} trains nothing, and takes seconds to minutes: just fit it")
-        return foresee(train, config, find_device(self.device), val)
+        device = find_device(self.device)
+        if onto is not None:
+            to = self._onto(onto, train, val)
+            return foresee_networks(to.train, to.val, to.config, device)
+        return foresee_networks(train, val, locked(self.config(len(train)), train, self.lock, self.dim), device)
 
     def transform(self, x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Embed latents (N, Dx) and (M, Dy) of the two modalities: (N, S) and (M, S), unit norm."""
@@ -303,6 +303,13 @@ class FuseMix(Parameters):
         model.history_, model.facts_, model.seen_ = state.history, state.facts, state.seen
         model.canaries_, model.hubs_, model._query_encoders = state.canaries, state.hubs, {}
         return model
+
+    def _onto(self, model: "FuseMix", train: Latents, val: Latents | None, unpaired: Any = ()) -> Onto:
+        """Return what is fitted where pairs land in the space of another model."""
+        if unpaired or self.lock is not None:
+            raise DataError("onto keeps a space as it is: it goes with neither lock nor unpaired items")
+        target = Target(model._fitted().sides_, model.adapters_)
+        return Onto.of(train, val, target, self.config(len(train)), self.dim)
 
     def _fitted(self) -> Self:
         if not hasattr(self, "adapters_"):

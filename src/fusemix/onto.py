@@ -74,41 +74,72 @@ def hub_last(latents: Latents, hub: str) -> Latents:
     return replace(latents, items=items, rows=rows)
 
 
+@dataclass(frozen=True)
+class Onto:
+    """A fit into a space that is there: `fuse` takes it as one into a modality that is locked.
+
+    Attributes:
+        target: the space.
+        hub: the modality that it has.
+        pairs: to train on, the new modality first.
+        train, val: pairs to train on and to choose by, whose second modality is embedded already.
+        config: all settings.
+    """
+
+    target: Target
+    hub: str
+    pairs: Latents
+    train: Latents
+    val: Latents | None
+    config: FitConfig
+
+    @classmethod
+    def of(cls, train: Latents, val: Latents | None, target: Target, config: FitConfig, dim: int | None) -> "Onto":
+        """Embed what the space has.
+
+        Args:
+            train: pairs to train on; two modalities, of which the space has one.
+            val: pairs to choose by, see `fuse`.
+            target: the space.
+            config: all settings.
+            dim: width of the space, if somebody asked for one.
+
+        Raises:
+            DataError, MismatchError: pairs or settings that do not go with the space.
+        """
+        hub = target.hub(train)
+        if val is not None:
+            check_validation(train, val)
+        pairs = hub_last(train, hub)
+        landed = target.landed(pairs)
+        width = landed.items[hub].rows.shape[1]
+        if config.adapter not in ABLE:
+            raise DataError(f"onto takes adapter {', '.join(ABLE[:-1])} or {ABLE[-1]}, not {config.adapter!r}")
+        if dim not in (None, width):
+            raise DataError(f"the space of the model is {width} wide, dim={dim} contradicts: leave dim out")
+        # No generator is conditioned on such a space, so there is nothing to be drawn towards.
+        settings = config.changed({"lock": "y", "dim": width, "prior": 0, "refine": False})
+        held = target.landed(hub_last(val, hub)) if val is not None else None
+        return cls(target, hub, pairs, landed, held, settings)
+
+
 def fuse_onto(
-    train: Latents, val: Latents | None, target: Target, config: FitConfig, dim: int | None, device: torch.device,
-    progress: Progress, *, out: Path | None = None, track: Track | None = None,
-) -> Fused:  # fmt: skip
+    onto: Onto, device: torch.device, progress: Progress, *, out: Path | None = None, track: Track | None = None
+) -> Fused:
     """Fit the new modality by ridge or by a network, whichever validation likes best.
 
     Args:
-        train: pairs to train on; two modalities, of which the space has one.
-        val: pairs to choose by, see `fuse`.
-        target: the space.
-        config: all settings.
-        dim: width of the space, if somebody asked for one.
+        onto: what to fit.
         device: where to train.
         progress: called as it goes.
         out: see `fit.fit_adapters`.
         track: see `fit.fit_adapters`.
 
     Raises:
-        DataError: pairs or settings that do not go with the space.
-        DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
+        DataError, DivergedError, MismatchError, StoreError: see `fit.fit_adapters`.
     """
-    hub = target.hub(train)
-    if val is not None:
-        check_validation(train, val)
-    train = hub_last(train, hub)
-    landed = target.landed(train)
-    width = landed.items[hub].rows.shape[1]
-    if config.adapter not in ABLE:
-        raise DataError(f"onto takes adapter {', '.join(ABLE[:-1])} or {ABLE[-1]}, not {config.adapter!r}")
-    if dim not in (None, width):
-        raise DataError(f"the space of the model is {width} wide, dim={dim} contradicts: leave dim out")
-    # No generator is conditioned on such a space, so there is nothing to be drawn towards.
-    settings = config.changed({"lock": "y", "dim": width, "prior": 0, "refine": False})
-    held = target.landed(hub_last(val, hub)) if val is not None else None
-    fused = fuse(landed, held, settings, device, progress, unpaired={}, out=out, track=track)
-    folds = None if too_wide(train) else folds_of(train, config.seed)  # the baselines are free to choose their space
-    adapters, made = {**fused.adapters, hub: target.adapters[hub]}, replace(fused.config, lock="none")
-    return replace(fused, adapters=adapters, config=made, folds=folds, onto=hub)
+    fused = fuse(onto.train, onto.val, onto.config, device, progress, unpaired={}, out=out, track=track)
+    # The baselines are free to choose their space.
+    folds = None if too_wide(onto.pairs) else folds_of(onto.pairs, onto.config.seed)
+    adapters = {**fused.adapters, onto.hub: onto.target.adapters[onto.hub]}
+    return replace(fused, adapters=adapters, config=replace(fused.config, lock="none"), folds=folds, onto=onto.hub)

@@ -141,28 +141,38 @@ def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_fa
     say(f"in all {size(need)} of {size(free)} free{enough}, {duration(sum(c.seconds for c in forecast.values()))}")
 
 
-def show_forecast(forecast: "FitForecast") -> None:
-    """Print what a fit would cost, and what that rests on."""
-    widths = " and ".join(f"{name} ({width:,} numbers)" for name, width in forecast.modalities.items())
-    say(f"{forecast.pairs:,} pairs of {widths}; nothing was trained")
-    mixed = f" ({forecast.loaded:,} are loaded and mixed)" if forecast.loaded > forecast.batch else ""
+def show_forecast(networks: "Sequence[FitForecast]", minutes: float | None = None) -> None:
+    """Print what each network of a fit would cost, and what that rests on."""
+    first = networks[0]
+    widths = " and ".join(f"{name} ({width:,} numbers)" for name, width in first.modalities.items())
+    say(f"{first.pairs:,} pairs of {widths}; nothing was trained")
+    where = "in memory" if first.resident else "more than fits: read from the disk in blocks, step by step"
+    say(f"latents: {size(first.latent_bytes)}, {where}")
+    for network in networks:
+        _show_network(network)
+    if len(networks) > 1:
+        say(f"together about {duration(sum(each.seconds + each.validating for each in networks))} at most")
+    if minutes:
+        say(f"--minutes {minutes:g}: fewer epochs where closed forms and these would take longer")
+
+
+def _show_network(network: "FitForecast") -> None:
+    """Print what one network would cost."""
+    mixed = f" ({network.loaded:,} are loaded and mixed)" if network.loaded > network.batch else ""
+    epochs = f"{_number(network.epochs, 'epoch')} x {_number(network.steps_per_epoch, 'step')}"
+    say(f"a network that {network.network}:")
+    say(f"  {epochs} = {_number(network.steps, 'step')} of {network.batch:,} pairs{mixed}")
     say(
-        f"{_number(forecast.epochs, 'epoch')} x {_number(forecast.steps_per_epoch, 'step')} = "
-        f"{_number(forecast.steps, 'step')} of {forecast.batch:,} pairs{mixed}"
+        f"  {network.parameters:,} parameters, {_scaled(network.flops_per_step, 'FLOP')} a step, "
+        f"{_scaled(network.flops, 'FLOP')} in all"
     )
+    parts = " + ".join(f"{size(count)} {part}" for part, count in network.memory.items())
+    say(f"  memory beside the latents: {parts} = {size(sum(network.memory.values()))}")
+    reached = network.flops / network.seconds / network.rate
     say(
-        f"{forecast.parameters:,} parameters, {_scaled(forecast.flops_per_step, 'FLOP')} a step, "
-        f"{_scaled(forecast.flops, 'FLOP')} in all"
-    )
-    where = "in memory" if forecast.resident else "more than fits: read from the disk in blocks, step by step"
-    say(f"latents: {size(forecast.latent_bytes)}, {where}")
-    parts = " + ".join(f"{size(count)} {part}" for part, count in forecast.memory.items())
-    say(f"memory beside them: {parts} = {size(sum(forecast.memory.values()))}")
-    reached = forecast.flops / forecast.seconds / forecast.rate
-    say(
-        f"about {duration(forecast.seconds)} at {100 * reached:.0f} % of the {_scaled(forecast.rate, 'FLOP/s')} "
-        f"that a {forecast.precision} product reaches here"
-        + (f", and {duration(forecast.validating)} of validation" if forecast.validating else "")
+        f"  about {duration(network.seconds)} at {100 * reached:.0f} % of the {_scaled(network.rate, 'FLOP/s')} "
+        f"that a {network.precision} product reaches here"
+        + (f", and {duration(network.validating)} of validation" if network.validating else "")
     )
 
 

@@ -17,15 +17,17 @@ from fusemix.data.latents import Latents
 from fusemix.training.order import Order
 
 MEASURED_SECONDS = 0.2
+RANDOM, BEGUN = "begins at random", "begins as a closed form"
 PRODUCTS = {"cpu": (1024, 512, 2048, 1), "cuda": (16_384, 1024, 4096, 8)}  # rows, width, inner width; products a sample
 WEIGHTS_CHUNK = 512  # rows of logits at least that are in memory at a time
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a fit would cost.
+    """What the training of a network would cost.
 
     Attributes:
+        network: what it begins as, in words.
         modalities: width D of each.
         pairs: N to train on.
         batch: B, mixed pairs in the loss.
@@ -45,6 +47,7 @@ class Forecast:
         validating: seconds of all validations.
     """
 
+    network: str
     modalities: dict[str, int]
     pairs: int
     batch: int
@@ -77,8 +80,9 @@ def forecast(
     seconds_per_step: float,
     resident: bool,
     validating: float = 0.0,
+    dims: Sequence[int] = (),
 ) -> Forecast:
-    """Say what a fit on these pairs would cost.
+    """Say what the training of a network on these pairs would cost.
 
     Args:
         latents: pairs to train on; two modalities.
@@ -89,9 +93,11 @@ def forecast(
         seconds_per_step: as it was timed or estimated.
         resident: the latents fit the memory.
         validating: seconds of all validations.
+        dims: widths of the coordinates of a closed form, where the network begins as that.
     """
     sides = [latents.items[name] for name in latents.modalities]
-    dims = [side.rows.shape[1] for side in sides]
+    network = BEGUN if dims else RANDOM
+    dims = dims or [side.rows.shape[1] for side in sides]
     order = Order.of(len(latents), config)
     batch, steps = order.batch_size, order.steps
     number = 4 if precision == "float32" else 2
@@ -99,6 +105,7 @@ def forecast(
     flops = step_flops(config, dims, batch, kept)
     total = flops * steps * config.epochs
     return Forecast(
+        network=network,
         modalities={side.modality: side.rows.shape[1] for side in sides},
         pairs=len(latents),
         batch=batch,

@@ -82,7 +82,7 @@ class Run:
         group = distributed.group.WORLD if self.world > 1 else None
         self.resident = self.agree(fits(train, device), distributed.ReduceOp.MIN)
         self.order = Order.of(len(train), config, 1 if self.resident else BLOCK)
-        flops = step_flops(config, dims, self.order.batch_size) * self.order.steps * config.epochs
+        flops = step_flops(config, adapters.dims, self.order.batch_size) * self.order.steps * config.epochs
         compiled = compiling_pays(flops, device)
         self.trainer = Trainer(adapters.to(device), config, device, self.rank, group, compiled)
         self.losses = torch.zeros(self.order.steps, device=device)

@@ -32,12 +32,12 @@ class Adapters(nn.Module):
     """The two adapters, separate and unshared, and the temperature.
 
     Attributes:
-        dims: widths of the latents x and y.
+        dims: widths of what the blocks of x and y take in: latents, or the coordinates of a closed form.
     """
 
     def __init__(self, dims: Sequence[int], config: FitConfig, start: ClosedForm | None = None) -> None:
         super().__init__()
-        self.dims = list(dims)
+        self.dims = list(dims) if start is None else [config.dim, config.dim]
         self.x, self.y = make_adapters(dims, config) if start is None else refining(start, config)
         self.temperature = nn.Parameter(torch.tensor(config.temperature))
 

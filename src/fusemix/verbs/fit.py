@@ -92,7 +92,7 @@ def fit(
     from fusemix.terminal import Bars, say, show_forecast
     from fusemix.tracking import tracker
 
-    space = _space(onto, out, dry_run)
+    space = _space(onto, out)
     model = fm.FuseMix(
         dim, adapter=adapter, depth=depth, dropout=dropout, alpha=alpha, batch_size=batch_size, epochs=epochs, lr=lr,
         patience=patience, minutes=minutes, precision=precision, lock=lock, recipe=recipe, seed=seed, device=device,
@@ -105,8 +105,9 @@ def fit(
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
     train = fm.Subset.train(pairs, subset, keep)
     if dry_run:
-        cost = model.forecast(train, val=held)
-        say(json.dumps(cost.to_dict(), indent=2)) if as_json else show_forecast(cost)
+        costs = model.forecast(train, val=held, onto=space)
+        found = {"networks": [each.to_dict() for each in costs]}
+        say(json.dumps(found, indent=2)) if as_json else show_forecast(costs, minutes)
         return
     first = ranks()[0] == 0  # of several processes one speaks
     claim(out)  # before a tracker begins a run
@@ -126,7 +127,7 @@ def fit(
     say(f"next: fusemix evaluate {out} {latents}")
 
 
-def _space(onto: Path | None, out: Path, dry_run: bool) -> "FuseMix | None":
+def _space(onto: Path | None, out: Path) -> "FuseMix | None":
     """Open the model whose space it is, if there is one."""
     import fusemix as fm
 
@@ -134,8 +135,6 @@ def _space(onto: Path | None, out: Path, dry_run: bool) -> "FuseMix | None":
         return None
     if onto.resolve() == out.resolve():
         raise DataError(f"-o {out} is the model that --onto names, and would be lost: write into another folder")
-    if dry_run:
-        raise DataError("--dry-run foresees no fit onto a model; leave one of the two out")
     return fm.FuseMix.load(onto)
 
 
