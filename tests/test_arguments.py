@@ -18,7 +18,15 @@ def test_any_word_is_a_modality_with_a_space_or_an_equals_sign():
     assert found == {"image": "photo=c", "sound": "wav=a", "smell": "nose=b", "text": "title=d"}
 
 
-@pytest.mark.parametrize("words", [("wav=a",), ("--sound",), ("--sound", "--seed"), ("--sound=",)])
+def test_a_word_that_belongs_to_another_is_told_of_quotes():
+    for words in (("shoe",), ("--sound", "wav=a", "wav=b")):
+        with pytest.raises(
+            DataError, match=f"'{words[-1]}' is one word too many: what belongs together goes in quotes"
+        ):
+            modalities(context(*words), None, None)
+
+
+@pytest.mark.parametrize("words", [("--sound",), ("--sound", "--seed"), ("--sound=",)])
 def test_a_word_that_names_nothing_is_refused(words):
     with pytest.raises(DataError, match="is no option of this command; found: seed, s"):
         modalities(context(*words), None, None)

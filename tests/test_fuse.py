@@ -339,3 +339,15 @@ def test_a_refined_model_is_saved_and_held_to_its_settings(tmp_path):
     (tmp_path / "m" / "facts.json").write_text(facts.replace('"depth": 0', '"depth": 2'))
     with pytest.raises(StoreError, match="a network of .*, which are not its settings"):
         fm.FuseMix.load(tmp_path / "m")
+
+
+def test_a_fit_learns_wherever_it_is_called():
+    """Whoever evaluates under torch.inference_mode() or no_grad() may fit there, too."""
+    train, val = pairs(100), pairs(40, 1)
+    made = [fm.FuseMix(**QUICK, adapter="both").fit(train, val=val)]
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            made.append(fm.FuseMix(**QUICK, adapter="both").fit(pairs(100), val=pairs(40, 1)))
+    first, *others = (model.transform(train["image"].numpy(), train["text"].numpy()) for model in made)
+    for other in others:
+        assert all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))

@@ -264,7 +264,7 @@ def test_a_name_that_is_said_to_be_text_is_text(model, index, world):
         (np.ones(64), "txt", "no modality 'txt' in this space; found: image, text; did you mean 'text'"),
         ("red", "txt", "no modality 'txt' in this space; found: image, text; did you mean 'text'"),
         (ItemId("9.png"), None, "the index holds no item '9.png'; did you mean '119.png'"),
-        (ItemId("zzz"), None, "the index holds no item 'zzz'$"),
+        (ItemId("zzz"), None, "the index holds no item 'zzz'; it has such as '.*png'$"),
         (ItemId("009.png", "text"), None, "the index holds no item '009.png' of the modality 'text'; found: image"),
         (5, None, "cannot tell which modality a int is"),
         ([], None, "cannot tell which modality a list is"),
@@ -352,7 +352,7 @@ def test_an_index_may_be_emptied_saved_opened_and_filled_again(small, tmp_path):
     for each in (empty, again):
         assert len(each) == 0 and each.search(np.ones(6)) == [] == each.search(np.ones(6), where=["price < 3"])
         assert same(each.add(photos), small.index(photos))
-        with pytest.raises(DataError, match="the index holds no item 'a'$"):
+        with pytest.raises(DataError, match="the index holds no item 'a'; it is empty$"):
             each.remove(["a"])
     moved = again.add(items("photo", ["a"], root="/elsewhere", price=[1]))
     assert moved.found["photo"].root == Path("/elsewhere")

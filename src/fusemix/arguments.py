@@ -71,7 +71,9 @@ def modalities(context: typer.Context, image: list[str] | None, text: list[str] 
         if not joined and words:
             value = words.pop(0)
         known = [option.lstrip("-") for p in context.command.params for option in p.opts]
-        if not name or not value or value.startswith("--"):
+        if not name:
+            raise DataError(f"{word!r} is one word too many: what belongs together goes in quotes")
+        if not value or value.startswith("--"):
             raise DataError(f"{word!r} is no option of this command; {choices(word.lstrip('-'), known)}")
         others.append((name, value))
     given = [*(("image", value) for value in image or ()), *others, *(("text", value) for value in text or ())]

@@ -98,7 +98,8 @@ def fit_adapters(
     with Interrupts(out is not None) as interrupts:
         try:
             # The caller's random state is not ours to move.
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
                 run = Run(train, val, config, device, health, interrupts, start)
                 _train_or_save(run, out, notes, progress, track)
         except Interrupted as interrupted:

@@ -303,7 +303,9 @@ class Index:
             raise DataError(f"the index holds no item {item.id!r}{of}")
         if not found:
             near = get_close_matches(item.id, [id_ for _, id_ in self.keys[:1000]], n=1)
-            raise DataError(f"the index holds no item {item.id!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+            some = f"it has such as {self.keys[0][1]!r}" if self.keys else "it is empty"
+            hint = f"did you mean {near[0]!r}?" if near else some
+            raise DataError(f"the index holds no item {item.id!r}; {hint}")
         if len(found) > 1 and item.modality is None:
             raise DataError(
                 f"{len(found)} items have the id {item.id!r}, of {' and '.join(found)}; say which: "
