@@ -180,6 +180,11 @@ def test_errors_say_what_was_wrong_and_what_to_do(server):
         in refused(server, 422, {"text": "a", "item": "b"})["message"]
     )
     assert "query" in refused(server, 422)["message"]
+    assert "query.0.txt: no such field; found: text, item, " in refused(server, 422, {"txt": "a"})["message"]
+    assert (
+        "wher: no such field; found: query, k, where, among; did you mean 'where'?"
+        in refused(server, 422, {"text": "a"}, wher=[])["message"]
+    )
     assert "no item 'tones/7.wav'; did you mean 'tones/" in refused(server, 422, {"item": "tones/7.wav"})["message"]
     assert "wanted 1152 numbers" in refused(server, 422, {"vector": [1.0]})["message"]
     assert "did you mean 'split'?" in refused(server, 422, {"text": "a"}, where=["splt = test"])["message"]

@@ -170,5 +170,8 @@ def refused(errors: Sequence[Any]) -> RequestError:
     place = ".".join(str(part) for part in first["loc"])
     code = "bad_request" if first["type"] == "json_invalid" else "unprocessable"
     said = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        fields = (SearchIn if len(first["loc"]) == 1 else TermIn).model_fields
+        said = f"no such field; {choices(str(first['loc'][-1]), fields)}"
     message = f"{place}: {said}" if place else said
     return RequestError(code, message)  # type: ignore[arg-type]
