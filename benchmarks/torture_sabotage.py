@@ -286,11 +286,16 @@ BUGS = [
         "for word, layer in split(pooling)[:1]], dim=1)", "tests/test_pooling.py",
     ),
     Bug(
-        "what is ahead by chance kept", "contest.py", "if ahead < ERRORS * noise", "if ahead < 0", "tests/test_fuse.py",
+        "what is ahead by chance kept", "contest.py", "ahead[i] > ERRORS * noise[i]", "ahead[i] > 0",
+        "tests/test_fuse.py",
     ),
     Bug(
-        "a network tried that cannot catch up", "fuse.py", "- tried[form.what] > LEAD", "- tried[form.what] > 100",
-        "tests/test_fuse.py",
+        "captions of one picture taken for judges of their own", "contest.py", "np.bincount(places, gains -",
+        "np.bincount(np.arange(len(gains)) % len(distinct), gains -", "tests/test_fuse.py",
+    ),
+    Bug(
+        "a network tried that cannot catch up", "fuse.py", "networks[0], known, held)) > LEAD",
+        "networks[0], known, held)) > 100", "tests/test_fuse.py",
     ),
     Bug(
         "the second network not foreseen", "fuse.py", "costs.append(foresee(", "print(foresee(", "tests/test_fuse.py",
@@ -303,7 +308,7 @@ BUGS = [
         "items of a test split learned from", "unpaired.py", '("val", "test")', '("val",)', "tests/test_fuse.py",
     ),
     Bug(
-        "the worst way chosen", "contest.py", "key=lambda i: -max(recalls[i])", "key=lambda i: max(recalls[i])",
+        "the worst way chosen", "contest.py", "key=lambda i: -recalls[i][at[i]]", "key=lambda i: recalls[i][at[i]]",
         "tests/test_fuse.py",
     ),
     Bug(

@@ -63,7 +63,7 @@ def test_evaluate_prints_one_json_object(place):
 
 def test_evaluate_prints_a_table_and_writes_a_report(place):
     out = fusemix("evaluate", "m", "l", "--split", "val", "--report", "r.html", cwd=place).stdout
-    assert "split 'val', 30 pairs" in out and "used to choose the epoch" in out
+    assert "split 'val', 30 pairs" in out and "used to choose" in out
     assert "data:image/png;base64" in (place / "r.html").read_text()
 
 
@@ -121,7 +121,6 @@ def test_any_word_names_a_modality(place):
             ("extract", "t.csv", "--image", "phto=hog", "--text", "title=minilm", "-o", "x"),
             "no column 'phto'; found: photo",
         ),
-        (("extract", "t.csv", "--image", "photo=hog", "-o", "x"), "at least two modalities"),
         (("extract", "t.csv", "--image", "photo", "--text", "title=minilm", "-o", "x"), "no encoder for 'image'"),
         (
             ("extract", "t.csv", "--image", "photo=hog", "--text", "title=minilm", "--sede", "0", "-o", "x"),
@@ -139,7 +138,7 @@ def test_any_word_names_a_modality(place):
         (("search", "i", "none.jpg", "--image", "enc.py:colours"), "none.jpg: missing: no file none.jpg"),
         (("search", "i", " "), "nothing to search for: the query is empty"),
         (("fit", "l", "-o", "l"), "l holds something else (latents); write the model into another folder"),
-        (("index", "m", "l", "-o", "m"), "m holds something else (fusemix-model-9); write the index into another"),
+        (("index", "m", "l", "-o", "m"), "m holds something else (fusemix-model-10); write the index into another"),
         (
             ("extract", "t.csv", "--image", "hog", "--text", "title=minilm", "-o", "x"),
             "(wanted --image COLUMN=ENCODER)",

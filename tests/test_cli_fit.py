@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+import fusemix as fm
 from fusemix.data.pairs import read_pairs
 from fusemix.extraction import extract
 from test_cli import fusemix, hear_ctrl_c
@@ -56,10 +57,39 @@ def test_a_fit_leaves_metrics_and_curves_and_no_checkpoint(place):
 
 def test_stopping_early_is_said(place):
     shown = fusemix(
-        "fit", "l", "-o", "early", "--epochs", "200", "--dim", "8", "--patience", "2", "-q", cwd=place
+        "fit",
+        "l",
+        "-o",
+        "early",
+        "--epochs",
+        "200",
+        "--dim",
+        "8",
+        "--patience",
+        "2",
+        "-q",
+        "--adapter",
+        "mlp",
+        cwd=place,
     ).stdout
     assert "epochs early: 2 validations brought no gain" in shown and "steps of" in shown
-    assert "mean R@1, 5, 10 both ways of" in shown and shown.count("chose ") == 1 and shown.count("  not ") == 8
+
+
+def test_what_was_chosen_and_what_was_not_are_said(place):
+    words = ["fit", "l", "-o", "chosen", "--epochs", "2", "--dim", "8", "-q"]
+    lines = fusemix(*words, cwd=place).stdout.splitlines()
+    facts = fm.FuseMix.load(place / "chosen").facts_
+    of = lambda what: f"{what}: mean R@1, 5, 10 both ways of {facts['tried'][what]:.1f} on 100 val pairs"  # noqa: E731
+    assert [line for line in lines if line.startswith("chose ")] == [f"chose {of(facts['chosen'])}"]
+    assert [line for line in lines if line.startswith("  not ")] == [
+        f"  not {of(what)}" for what in facts["tried"] if what != facts["chosen"]
+    ]
+    # A closed form has no epoch, and what is not kept is not told of as if it were.
+    assert (
+        facts["chosen"] == "cca"
+        and "; not kept" in lines[1]
+        and "epoch" not in (place / "chosen/README.md").read_text().split("##")[0]
+    )
 
 
 def test_a_dry_run_foresees_and_writes_nothing(place):

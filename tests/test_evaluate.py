@@ -42,7 +42,7 @@ def test_chance_knows_several_captions_per_picture(latents):
 
 def test_measuring_on_trained_or_chosen_pairs_is_noted(model, latents):
     assert model.evaluate(latents.only("train")).notes[0].startswith("80 of 80 image items were trained on")
-    assert model.evaluate(latents.only("val")).notes[0].startswith("15 of 15 image items were used to choose the epoch")
+    assert model.evaluate(latents.only("val")).notes[0].startswith("15 of 15 image items were used to choose")
     assert model.evaluate(latents.only("test")).notes == []
 
 

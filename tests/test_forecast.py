@@ -139,6 +139,8 @@ def test_a_forecast_is_shown_in_plain_words(pairs, capsys):
     assert lines[5].count(" + ") == 7
     assert lines[6].startswith("  about 0.0 s at 50 % of the 10 GFLOP/s that a float32 product reaches here")
     assert len(lines) == 7
+    show_forecast([])
+    assert capsys.readouterr().out == "closed forms alone, which take seconds to minutes; nothing was fitted\n"
     show_forecast([cost, replace(cost, seconds=3.0, validating=1.0)], 5)
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "together about 4.0 s at most",

@@ -11,7 +11,7 @@ from fusemix.align.adapters import Adapter, Joined, Linear, Refined, refining
 from fusemix.align.closed_form import ClosedForm, cca, in_deviations
 from fusemix.align.hubness import corrected_recall, hub_bias
 from fusemix.config import scaled
-from fusemix.contest import Entry, Way, calibrate, contest
+from fusemix.contest import Entry, Way, _error, calibrate, contest
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, MismatchError, StoreError
 from fusemix.fit import fit_adapters
@@ -166,6 +166,45 @@ def test_a_way_that_is_ahead_by_chance_is_not_kept_and_that_is_told():
     assert won.way.what == "simple" and not won.notes, "what is ahead beyond doubt"
 
 
+def test_the_error_of_a_difference_is_that_of_whole_groups():
+    """Captions of one picture stand or fall together: as a bootstrap of pictures says, whichever side comes first."""
+    rng = np.random.default_rng(0)
+    pictures, captions = np.arange(60), np.arange(300)
+    luck = rng.integers(0, 9, size=(2, 60))
+    ways = [(1 + each, 1 + np.repeat(each, 5) + rng.integers(0, 3, size=300)) for each in luck]
+    groups = pictures, captions // 5
+    found = _error(*ways, groups)
+    gains = [100 * np.mean([(a <= k) * 1.0 - (b <= k) for k in (1, 5, 10)], axis=0) for a, b in zip(*ways, strict=True)]
+    drawn = [rng.integers(60, size=60) for _ in range(4000)]
+    means = [(gains[0][some].mean() + gains[1].reshape(60, 5)[some].mean()) / 2 for some in drawn]
+    assert found == pytest.approx(np.std(means), rel=0.05)
+    assert found == pytest.approx(_error(*(way[::-1] for way in ways), groups[::-1]))
+    assert _error(*((way[0][:1], way[1][:5]) for way in ways), (pictures[:1], captions[:5] // 5)) == np.inf
+
+
+def test_the_best_of_those_that_are_clearly_ahead_is_kept(monkeypatch):
+    train, held = pairs(200, noise=3), pairs(100, 1, noise=3)
+    known = [train[name].rows.whole() for name in train]
+    form = fm.FuseMix(adapter="cca").fit(train).adapters_
+    noise = torch.Generator().manual_seed(0)
+    worse = {
+        name: Linear(side.shift, side.map + 2 * side.map.std() * torch.randn(side.map.shape, generator=noise))
+        for name, side in form.items()
+    }
+    ways = [Way("poor", "cca", worse), Way("good", "cca", form), Way("best", "cca", form)]
+    errors = iter([0.0, 0.0, 1e9])
+    monkeypatch.setattr("fusemix.contest._error", lambda *_: next(errors))
+    ranks = Entry.ranks
+
+    def better(entry, rows):
+        return [(a // 2, b) for a, b in ranks(entry, rows)] if entry.way.what == "best" else ranks(entry, rows)
+
+    monkeypatch.setattr(Entry, "ranks", better)
+    won = contest(ways, [], known, held)
+    assert next(iter(won.tried)) == "best" and won.way.what == "good" and won.judged == 100
+    assert won.notes and won.notes[0].startswith("best found")
+
+
 def test_scores_are_added_in_units_of_their_spread():
     train, held = pairs(60), pairs(30, 1)
     known = [train[name].rows.whole() for name in train]
@@ -206,10 +245,12 @@ def test_items_of_val_and_test_are_never_learned_from():
     train, val = pairs(10), Latents.from_arrays("val", image=x[:5].numpy(), text=y[:5].numpy())
     for split, count in (("train", 25), ("arrays", 25), ("val", 0), ("test", 0)):
         given = Latents.from_arrays(split, image=x.numpy(), text=y.numpy())
-        found = latents_of(without_partners([given], train), val)
-        assert len(found.get("image", ())) == count  # 5 of 30 are in val
-        if count:
-            assert torch.equal(found["image"], x[5:])
+        if not count:
+            with pytest.raises(DataError, match="no item is left beside those of the splits val and test"):
+                without_partners(given, train)
+            continue
+        found = latents_of(without_partners(given, train), val)
+        assert len(found["image"]) == count and torch.equal(found["image"], x[5:])  # 5 of 30 are in val
 
 
 def test_what_cannot_be_learned_from_says_so():
@@ -218,6 +259,10 @@ def test_what_cannot_be_learned_from_says_so():
         without_partners({"audio": np.ones((3, 4))}, train)
     with pytest.raises(MismatchError, match="width"):
         without_partners({"image": np.ones((3, 4))}, train)
+    with pytest.raises(
+        DataError, match=r"wanted Latents, or arrays by modality such as unpaired=.'image': array., got ndarray"
+    ):
+        without_partners([np.ones((3, 4))], train)
     assert without_partners((), train) == {}
 
 
@@ -277,10 +322,9 @@ def test_the_items_that_are_held_out_to_choose_by_are_not_learned_from():
 
 
 def test_what_trains_nothing_is_not_forecast():
-    with pytest.raises(DataError, match="adapter='cca': closed forms alone"):
-        fm.FuseMix(adapter="cca").forecast(pairs(30))
-    with pytest.raises(DataError, match="few groups: closed forms alone"):
-        fm.FuseMix().forecast(pairs(8))
+    assert fm.FuseMix(adapter="cca").forecast(pairs(30)) == fm.FuseMix().forecast(pairs(8)) == []
+    with pytest.raises(DataError, match="at least 2 pairs, got 1"):
+        fm.FuseMix().forecast(pairs(1))
 
 
 def test_every_network_is_forecast():

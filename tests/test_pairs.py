@@ -83,9 +83,9 @@ def test_a_wrong_column_names_what_was_found_and_the_nearest(tmp_path, wrong):
     assert message == f"{path} has no column 'titel'; found: photo, title, sku; did you mean 'title'?"
 
 
-def test_one_modality_is_no_pair(tmp_path):
-    message = refusal(csv(tmp_path, "a.jpg,x"), image="image")
-    assert message == "a pair needs at least two modalities, got image; name another column"
+def test_items_of_one_modality_are_rows_without_partners(tmp_path):
+    found = read_pairs(csv(tmp_path, "a.jpg,x", "b.jpg,y"), text="text")
+    assert list(found.items) == ["text"] and len(found) == 2
 
 
 def test_three_modalities_keep_their_words_and_order(tmp_path):

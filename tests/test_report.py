@@ -40,7 +40,7 @@ def test_a_model_without_validation_is_drawn_too(tmp_path):
     from fusemix.data.latents import Latents
 
     x = np.random.default_rng(0).normal(size=(40, 4))
-    model = fm.FuseMix(dim=4, epochs=2).fit(x, x)
+    model = fm.FuseMix(dim=4, epochs=2, recipe="scaled").fit(x, x)
     data = Latents.from_arrays("given", x=x, y=x)
     write_report(tmp_path / "r.html", "arrays", model, model.evaluate(data), split_examples(model, data), {})
     assert (tmp_path / "r.html").read_text().count("<svg") == 2

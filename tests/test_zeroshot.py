@@ -269,7 +269,7 @@ def test_items_that_were_trained_on_are_noted(place):
     table = pa.table({"modality": ["image"] * len(items), "id": items["id"]})
     assert seen_notes(model, table) == [
         "80 of 120 image items were trained on: no measure of these",
-        "15 of 120 image items were used to choose the epoch: slightly in our favour",
+        "15 of 120 image items were used to choose: slightly in our favour",
     ]
     assert seen_notes(model, table.slice(95)) == []
     assert seen_notes(model, pa.table({"modality": ["sound"], "id": ["000.png"]})) == []

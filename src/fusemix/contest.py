@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from fusemix.align.adapters import AnyAdapter, Joined, Linear
 from fusemix.align.closed_form import ClosedForm
-from fusemix.align.hubness import STRENGTHS, corrected_ranks, corrected_recall, hub_bias, spaced
-from fusemix.align.metrics import CUTOFFS
+from fusemix.align.hubness import STRENGTHS, corrected_ranks, hub_bias, spaced
+from fusemix.align.metrics import CUTOFFS, recall_of
 from fusemix.align.moments import Rows
 from fusemix.data.latents import Latents
 from fusemix.training.validation import Sides, embed
@@ -28,6 +28,9 @@ _JUDGED = 2000
 
 Sided = dict[str, AnyAdapter]
 """An adapter for each modality, x first."""
+
+Ranks = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Best ranks of every x (N,) as a query, and of every y (M,)."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +94,10 @@ class Entry:
         mine, theirs = ((e.x, e.y, e.bank_x, e.bank_y) for e in (self, other))
         return Entry(way, *(torch.cat([a * one, b * two], dim=1) for one, two in zip(mine, theirs, strict=True)))
 
-    def recalls(self, rows: Rows) -> list[float]:
-        """Return the mean recall, in [0, 100], for each strength of the correction; `rows` pair x and y."""
+    def ranks(self, rows: Rows) -> list[Ranks]:
+        """Return the best ranks of every x and of every y for each strength of the correction; `rows` pair x and y."""
         bias_x, bias_y = hub_bias(self.x, self.bank_y), hub_bias(self.y, self.bank_x)
-        return [corrected_recall(self.x, self.y, rows, s * bias_x, s * bias_y) for s in STRENGTHS]
-
-    def hits(self, rows: Rows, strength: float) -> NDArray[np.float64]:
-        """Return for each x (N,), in [0, 100], how well it and its partners are found: the mean of both ways."""
-        bias_x, bias_y = hub_bias(self.x, self.bank_y), hub_bias(self.y, self.bank_x)
-        ranks = corrected_ranks(self.x, self.y, rows, strength * bias_x, strength * bias_y)
-        forth, back = (100 * np.mean([each <= k for k in CUTOFFS], axis=0) for each in ranks)
-        partners = np.bincount(rows[0], back[rows[1]]) / np.bincount(rows[0])
-        found: NDArray[np.float64] = (forth + partners) / 2
-        return found
+        return [corrected_ranks(self.x, self.y, rows, s * bias_x, s * bias_y) for s in STRENGTHS]
 
 
 @dataclass(frozen=True)
@@ -115,6 +109,7 @@ class Winner:
         strength: of the correction of hubs, 0 for none.
         tried: mean R@1, 5, 10 of both ways, in [0, 100], of each way with the strength that suits it; the best first.
         uncorrected: that of the winner without correction; NaN where nobody judged.
+        judged: pairs that judged.
         temperature: by which its cosines say most about who belongs to whom, see `calibrate`.
         notes: why it is not the first of `tried`, where it is not.
     """
@@ -123,6 +118,7 @@ class Winner:
     strength: float
     tried: dict[str, float]
     uncorrected: float
+    judged: int
     temperature: float
     notes: tuple[str, ...] = ()
 
@@ -139,11 +135,12 @@ def contest(
 ) -> Winner:  # fmt: skip
     """Let ways compete on held-out pairs.
 
-    The simplest closed form is kept unless another way is ahead of it by more than two standard errors of the
-    difference: of a dozen ways the best on 34 held-out sounds was best by chance, and found less among others.
+    It is the best of those that are ahead of the simplest closed form by more than two standard errors of the
+    difference, and that form where none is: of a dozen ways the best on 34 held-out sounds was best by chance, and
+    found less among others.
 
     Args:
-        closed: closed forms, the simplest first; the first is kept unless another is clearly ahead.
+        closed: closed forms, the simplest first.
         trained: trained adapters, of which the first is taken where nobody judges.
         known: latents of known items of x and of y, for the bias of hubs.
         held: the pairs; with None nobody judges, and it is the first closed form, with what was trained.
@@ -152,35 +149,75 @@ def contest(
     """
     if held is None:
         way = closed[0] if not trained else closed[0].joined(trained[0], torch.tensor([0.5, 0.5]))
-        return Winner(way, 0.0, {}, math.nan, UNKNOWN_TEMPERATURE)
-    cpu = torch.device("cpu")
-    some = held.take(spaced(len(held), MOST_JUDGED))
-    sides = Sides.of(some, tuple(closed[0].adapters), cpu)
-    rows = sides.rows[0].numpy(), sides.rows[1].numpy()
+        return Winner(way, 0.0, {}, math.nan, 0, UNKNOWN_TEMPERATURE)
+    some, sides, rows = _judges(held, tuple(closed[0].adapters))
     entries = [Entry.of(way, sides, known) for way in closed]
     networks = [Entry.of(way, sides, known) for way in trained]
     both = [entry.joined(other, share) for other in networks for entry in entries for share in shares]
     entries = both if only else [*entries, *both, *networks]
-    recalls = [entry.recalls(rows) for entry in entries]
-    order = sorted(range(len(entries)), key=lambda i: -max(recalls[i]))  # stable
+    ranks = [entry.ranks(rows) for entry in entries]
+    recalls = [[recall_of(*each) for each in of_way] for of_way in ranks]
+    at = [int(np.argmax(each)) for each in recalls]  # the strength that suits it
+    order = sorted(range(len(entries)), key=lambda i: -recalls[i][at[i]])  # stable
     best = order[0]
     notes: tuple[str, ...] = ()
-    strengths = [STRENGTHS[int(np.argmax(each))] for each in recalls]
-    if not only and best != 0:
-        ahead = max(recalls[best]) - max(recalls[0])
-        noise = _error(entries[best].hits(rows, strengths[best]) - entries[0].hits(rows, strengths[0]))
-        if ahead < ERRORS * noise:
-            more = f"{entries[best].way.what} found {ahead:.1f} more in held-out pairs than {entries[0].way.what}"
-            notes = (f"{more}, which is less than {ERRORS:g} standard errors of {noise:.1f}, and was not kept",)
-            best = 0
-    tried = {entries[i].way.what: round(max(recalls[i]), 2) for i in order}
+    if not only:
+        groups = tuple(_groups(side, some.groups) for side in rows)
+        ahead = [recalls[i][at[i]] - recalls[0][at[0]] for i in range(len(entries))]
+        noise = [_error(ranks[i][at[i]], ranks[0][at[0]], groups) for i in range(len(entries))]
+        best = next(i for i in order if i == 0 or ahead[i] > ERRORS * noise[i])
+        if best != order[0]:
+            notes = (_unclear(entries[order[0]], ahead[order[0]], noise[order[0]], entries[0]),)
+    tried = {entries[i].way.what: round(recalls[i][at[i]], 2) for i in order}
     temperature = calibrate(entries[best].x, entries[best].y, rows)
-    return Winner(entries[best].way, strengths[best], tried, recalls[best][0], temperature, notes)
+    return Winner(entries[best].way, STRENGTHS[at[best]], tried, recalls[best][0], len(some), temperature, notes)
 
 
-def _error(differences: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of differences (N,)."""
-    return float(differences.std(ddof=1) / len(differences) ** 0.5) if len(differences) > 1 else math.inf
+def lead(form: Way, network: Way, known: Sequence[Tensor], held: Latents) -> float:
+    """Return how many points of recall a network finds more than a closed form on held-out pairs; see `contest`."""
+    _, sides, rows = _judges(held, tuple(form.adapters))
+    entries = [Entry.of(way, sides, known) for way in (form, network)]
+    mine, theirs = (max(recall_of(*each) for each in entry.ranks(rows)) for entry in entries)
+    return theirs - mine
+
+
+def _judges(held: Latents, modalities: tuple[str, ...]) -> tuple[Latents, Sides, Rows]:
+    """Return the held-out pairs that are looked at, their items, and which of these belong together."""
+    some = held.take(spaced(len(held), MOST_JUDGED))
+    sides = Sides.of(some, modalities, torch.device("cpu"))
+    return some, sides, (sides.rows[0].numpy(), sides.rows[1].numpy())
+
+
+def _groups(rows: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the group of each item, from the item and the group of each pair."""
+    found = np.empty(rows.max() + 1, np.int64)
+    found[rows] = groups
+    return found
+
+
+def _error(ranks: Ranks, others: Ranks, groups: tuple[NDArray[np.int64], ...]) -> float:
+    """Return the standard error, in points, of the difference of two mean recalls; whole groups stand or fall together.
+
+    Args:
+        ranks: of one way.
+        others: of the other, for the same queries.
+        groups: of every x and of every y.
+    """
+    distinct = np.unique(np.concatenate(groups))
+    if len(distinct) < 2:
+        return math.inf
+    shares = np.zeros(len(distinct))  # what each group adds to the difference, beside what it would in the mean
+    for mine, theirs, of in zip(ranks, others, groups, strict=True):
+        gains = 100 * np.mean([(mine <= k) * 1.0 - (theirs <= k) for k in CUTOFFS], axis=0)
+        places = np.searchsorted(distinct, of)
+        shares += np.bincount(places, gains - gains.mean(), len(distinct)) / len(gains) / 2
+    return float(np.sqrt(np.square(shares).sum() * len(distinct) / (len(distinct) - 1)))
+
+
+def _unclear(first: Entry, ahead: float, noise: float, simplest: Entry) -> str:
+    """Say why the best way was not kept."""
+    more = f"{first.way.what} found {ahead:.1f} more in held-out pairs than {simplest.way.what}"
+    return f"{more}, which is less than {ERRORS:g} standard errors of {noise:.1f}, and was not kept"
 
 
 def calibrate(x: Tensor, y: Tensor, rows: Rows) -> float:

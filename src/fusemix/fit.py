@@ -9,7 +9,7 @@ from signal import SIGTERM
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from fusemix import durable
 from fusemix.align.adapters import AnyAdapter, Landing
@@ -19,7 +19,7 @@ from fusemix.config import FitConfig
 from fusemix.data.latents import Latents
 from fusemix.errors import DataError, DivergedError, choices
 from fusemix.progress import Progress
-from fusemix.ranks import ranks
+from fusemix.ranks import least, most
 from fusemix.training import checkpoint
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.feed import fits
@@ -211,11 +211,7 @@ def within(
         step, look = cost.seconds / config.epochs, cost.validating / validations(config.epochs)
         while epochs and epochs * step + validations(epochs) * look > seconds:
             epochs -= 1
-    if ranks()[1] > 1:
-        agreed = torch.tensor(epochs)
-        distributed.all_reduce(agreed, distributed.ReduceOp.MIN)
-        epochs = int(agreed)
-    return epochs
+    return int(least(epochs))
 
 
 def locked(config: FitConfig, train: Latents, modality: str | None, dim: int | None) -> FitConfig:
@@ -298,7 +294,7 @@ def _train(run: Run, out: Path | None, progress: Progress, track: Track | None) 
         if run.step % LOG_STEPS == 0 and run.step > journal.step:
             loss = {"loss": run.recent_loss(LOG_STEPS)}
             journal.write({"step": run.step, "epoch": run.step / steps, **loss, **run.rates(), **meter.speed()})
-        if run.world > 1 and run.step % every == 0 and run.agree(run.interrupts.came is not None):
+        if run.world > 1 and run.step % every == 0 and most(run.interrupts.came is not None):
             raise Interrupted(run.interrupts.came or SIGTERM)
         run.take_step()
         if run.step % every == 0 or run.place == steps:

@@ -22,12 +22,13 @@ from fusemix.align.hubness import BANK, spaced
 from fusemix.align.moments import Moments
 from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
 from fusemix.config import FitConfig
-from fusemix.contest import SHARES, Sided, Way, Winner, contest, linear
+from fusemix.contest import SHARES, Sided, Way, Winner, contest, lead, linear
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.errors import DataError
 from fusemix.fit import WIDEST, Fitted, foresee, too_wide, widest
 from fusemix.networks import Networks, alone, beginning
 from fusemix.progress import Progress
+from fusemix.ranks import least
 from fusemix.training.checks import check_pairs, check_validation
 from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
@@ -55,7 +56,7 @@ class Fused:
         folds: the pairs, as closed forms see them; None where latents are too wide.
         banks: (M, S) embeddings of known items of each modality, for the bias of hubs; none where it is not corrected.
         strength: of the bias, 0 for none.
-        trained: what the training left; None where nothing was trained.
+        trained: what the training left, kept or not; None where nothing was trained.
         notes: what is odd, in words.
         learned: items without partners were looked at.
         won: what won, where several ways competed.
@@ -79,10 +80,11 @@ class Fused:
         learned = trained.temperature if trained is not None else None
         return {
             "batch_size": trained.batch_size if trained else None,
-            "best_epoch": trained.best_epoch if trained else None,
+            "best_epoch": trained.best_epoch if trained and self.config.adapter in ("mlp", "both") else None,
             "temperature": won.temperature if won and won.way.kind != "mlp" else learned,
             "chosen": won.way.what if won else TRAINED,
             "tried": won.tried if won else {},
+            "judged": won.judged if won else 0,
             "hubs": {
                 "strength": self.strength,
                 "uncorrected": None if not won or math.isnan(won.uncorrected) else round(won.uncorrected, 2),
@@ -118,26 +120,30 @@ def fuse(
         ignored = ["items without partners teach closed forms alone, and were left out"] if unpaired else []
         folds = None if wide else folds_of(train, config.seed)
         return Fused(trained.adapters, trainer, folds, {}, 0.0, trained, [*trained.notes, *ignored])
-    if wide:
-        raise DataError(
-            f"adapter={config.adapter!r} takes latents of at most {WIDEST:,} numbers, got {widest(train):,}; use 'mlp'"
-        )
+    _check_width(train, config)
     part, held = (train, val) if val is not None else hold_out(train, config.seed)
     notes = [note for found in check_pairs(part).values() for note in found.notes()]
     if held is not None:
         check_validation(part, held)
     others = latents_of(unpaired, held)
-    closed = _Closed.of(part, others, config, progress)
+    closed = _Closed.of(part, others if held is not None else {}, config, progress)
+    if unpaired and held is None:
+        closed.notes.append("items without partners were left out: too few groups of pairs to tell whether they help")
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
     trained, refined, trainer = None, None, config
     networks: list[Way] = []
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
-        start = closed.start() if config.refine else None
+        start = closed.start() if config.refine and held is not None else None
         trained, trainer = network.train(part, held, least=int(config.adapter == "both"), start=start)
         notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
         if trained is not None:
             networks.append(Way(TRAINED, "mlp", trained.adapters))
-        if networks and start is not None and _far_ahead(closed.ways[0], networks[0], known, held):
+        if (
+            trained is not None
+            and start
+            and held is not None
+            and least(lead(closed.ways[0], networks[0], known, held)) > LEAD
+        ):
             notes = [*notes, "no network that begins as CCA was trained, as the other one is far ahead of CCA"]
         elif trained is not None and start is not None:
             refined = replace(network.refine(part, held, start, trainer), earlier=trained.earlier)
@@ -151,29 +157,32 @@ def fuse(
     if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
         folds = folds_of(train, config.seed)
         known = [_known(train, others if closed.pool else {}, name) for name in train.modalities]
-        adapters = won.way.with_closed(closed.fit(folds, won.way.unpaired))
+        adapters = won.way.with_closed(closed.again(folds, won.way.unpaired))
     sides = zip(adapters.items(), known, strict=True)
     # In the precision in which they are kept, so that a model that was saved corrects as it did.
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
-    notes, learned = [*notes, *closed.notes, *won.notes], closed.pool is not None
+    # The bias of hubs looks at items without partners, too, whoever learned from them.
+    learned = won.way.unpaired or (closed.pool is not None and won.strength > 0)
     made = trainer.changed({"adapter": won.way.kind, "refine": config.refine})
+    notes = [*notes, *closed.notes, *won.notes]
     return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
 
 
 def foresee_networks(train: Latents, val: Latents | None, config: FitConfig, device: torch.device) -> list[Forecast]:
-    """Say what each network that `fuse` would train costs at most; closed forms are not foreseen.
+    """Say what each network that `fuse` would train costs at most; none for closed forms, which are not foreseen.
 
     Raises:
-        DataError: see `fit.foresee`; or nothing would be trained.
+        DataError, MismatchError: see `fit.foresee`.
     """
-    if config.adapter == "mlp" or too_wide(train):
+    if config.adapter == "mlp" or (config.adapter == "auto" and too_wide(train)):
         return [foresee(train, config, device, val)]
+    _check_width(train, config)
     part, held = (train, val) if val is not None else hold_out(train, config.seed)
     if config.adapter not in ("auto", "both") or (config.adapter == "auto" and held is None):
-        why = "few groups" if config.adapter == "auto" else f"adapter={config.adapter!r}"
-        raise DataError(f"{why}: closed forms alone, which take seconds to minutes: just fit them")
+        check_pairs(train)
+        return []
     costs = [foresee(part, alone(config), device, held)]
-    if config.refine:
+    if config.refine and held is not None:
         dims = [part.items[name].rows.shape[1] for name in part.modalities]
         width = min(RANK, *dims)
         shifts, maps = [torch.zeros(dim) for dim in dims], [torch.eye(dim, width) for dim in dims]
@@ -182,10 +191,12 @@ def foresee_networks(train: Latents, val: Latents | None, config: FitConfig, dev
     return costs
 
 
-def _far_ahead(form: Way, network: Way, known: Sequence[Tensor], held: Latents | None) -> bool:
-    """Tell whether a network finds so much more on held-out pairs than a closed form that no start there catches up."""
-    tried = contest([form], [network], known, held, shares=()).tried
-    return bool(tried) and tried[network.what] - tried[form.what] > LEAD
+def _check_width(train: Latents, config: FitConfig) -> None:
+    """Refuse latents that closed forms would take too much memory for."""
+    if too_wide(train):
+        raise DataError(
+            f"adapter={config.adapter!r} takes latents of at most {WIDEST:,} numbers, got {widest(train):,}; use 'mlp'"
+        )
 
 
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:
@@ -206,6 +217,7 @@ class _Closed:
     Attributes:
         folds: the pairs.
         make: fits the form, with the settings that were chosen.
+        form: of all pairs.
         pool: items without partners; None where there are none.
         ways: what came out.
         notes: in words.
@@ -213,6 +225,7 @@ class _Closed:
 
     folds: Folds
     make: Callable[[Moments], ClosedForm]
+    form: ClosedForm
     pool: Unpaired | None
     ways: list[Way]
     notes: list[str]
@@ -228,7 +241,8 @@ class _Closed:
         progress(f"fit {form}", 0, 1)
         folds = folds_of(part, config.seed)
         make = settings_for_search(folds, form if config.lock == "none" else "onto")
-        closed = cls(folds, make, None, [Way(form, form, linear(make(folds.whole), part.modalities))], [])
+        first = make(folds.whole)
+        closed = cls(folds, make, first, None, [Way(form, form, linear(first, part.modalities))], [])
         progress(f"fit {form}", 1, 1)
         if unpaired and form != "cca":
             closed.notes.append(f"items without partners teach CCA alone, and were left out beside {form}")
@@ -237,7 +251,7 @@ class _Closed:
         elif unpaired:
             progress(LEARN, 0, 1)
             closed = replace(closed, pool=_pool(part, unpaired))
-            sides = linear(closed.fit(folds, unpaired=True), part.modalities)
+            sides = linear(closed.taught(folds, first), part.modalities)
             closed.ways.append(Way(f"{form} that learned from items without partners", form, sides, unpaired=True))
             progress(LEARN, 1, 1)
         return closed
@@ -248,14 +262,15 @@ class _Closed:
         Coordinates that these very pairs made fit them too well to learn from: with the shrinkage that suits a search a
         network lost recall before it gained, and stopped (figures in docs/results.md, "Recall per pair").
         """
-        shrinkage = START * self.make(self.folds.whole).shrinkage
-        return in_deviations(self.folds.whole, cca_for_search(self.folds.whole, shrinkage))
+        return in_deviations(self.folds.whole, cca_for_search(self.folds.whole, START * self.form.shrinkage))
 
-    def fit(self, folds: Folds, unpaired: bool) -> ClosedForm:
-        """Fit pairs, and then items without partners, if so."""
+    def again(self, folds: Folds, unpaired: bool) -> ClosedForm:
+        """Fit more pairs, and then items without partners, if so."""
         form = self.make(folds.whole)
-        if not unpaired:
-            return form
+        return self.taught(folds, form) if unpaired else form
+
+    def taught(self, folds: Folds, form: ClosedForm) -> ClosedForm:
+        """Fit pairs and items without partners, of which a form of the pairs guesses the partners."""
         assert self.pool is not None, "there are none"
         again = partial(cca_for_search, shrinkage=UNPAIRED_SHRINKAGE)
         few = min(len(np.unique(rows)) for rows in folds.pairs)

@@ -148,17 +148,17 @@ class FuseMix(Parameters):
             **fused.facts(),
             "seconds": round(time.perf_counter() - started + (fused.trained.earlier if fused.trained else 0.0), 1),
         }
-        if folder is not None and self.history_ and ranks()[0] == 0 and find_spec("matplotlib") is not None:
-            write_curves(self.history_, self.facts_["best_epoch"], folder)
+        if folder is not None and fused.trained and ranks()[0] == 0 and find_spec("matplotlib") is not None:
+            write_curves(fused.trained.history, fused.trained.best_epoch, folder)
         return self
 
     def forecast(self, train: Latents, val: Latents | None = None, onto: "FuseMix | None" = None) -> list[Forecast]:
         """Say what each network of a fit would cost at most, in time, memory and FLOPs; trains nothing.
 
-        Closed forms, and the choice among all, take seconds to minutes more.
+        Closed forms, and the choice among all, take seconds to minutes more; where they are all, the list is empty.
 
         Raises:
-            DataError: pairs that cannot be fitted, validation pairs that do not go with them, or no network.
+            DataError: pairs that cannot be fitted, or validation pairs that do not go with them.
         """
         if val is not None:
             check_validation(train, val)

@@ -33,3 +33,20 @@ def barrier() -> None:
         from torch import distributed
 
         distributed.barrier()
+
+
+def least(value: float) -> float:
+    """Return the smallest of what the ranks bring. What decides how they go on must be the same for all of them."""
+    if ranks()[1] == 1:
+        return value
+    import torch
+    from torch import distributed
+
+    answer = torch.tensor(value, dtype=torch.float64)
+    distributed.all_reduce(answer, distributed.ReduceOp.MIN)
+    return float(answer)
+
+
+def most(value: float) -> float:
+    """Return the largest of what the ranks bring."""
+    return -least(-value)

@@ -65,7 +65,7 @@ def write_report(
         MissingExtraError: matplotlib is not installed.
     """
     plots = [(recall_bars(evaluation), "Recall on the split, by method; the line on a bar is the 95 % interval.")]
-    if model.history_:
+    if model.facts_["best_epoch"] is not None:
         curves = draw_curves(model.history_, model.facts_["best_epoch"])
         plots.append(
             (curves, "Training loss, validation recall and learning rate; the dot is the epoch that was kept.")
@@ -153,7 +153,7 @@ def _used(model: FuseMix, seconds: dict[str, float]) -> str:
     tried = ", ".join(f"{what} {recall:.1f}" for what, recall in facts["tried"].items())
     entries["chosen"] = facts["chosen"] + (f" (of mean R@1, 5, 10 on pairs to choose by: {tried})" if tried else "")
     entries["adapters"] = f"{facts['dim']} shared dimensions, {facts['parameters']:,} numbers learned"
-    if model.history_:
+    if facts["best_epoch"] is not None:
         blocks = "1 residual block" if config.depth == 1 else f"{config.depth} residual blocks"
         mixing = f"lam ~ Beta({config.alpha:g}, {config.alpha:g}), one a batch" if config.alpha else "no mixing"
         entries["network"] = (

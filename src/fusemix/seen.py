@@ -11,7 +11,7 @@ from fusemix.data.latents import ItemLatents, Latents
 
 USES = {
     "trained on": "no measure of these",
-    "used to choose the epoch": "slightly in our favour",
+    "used to choose": "slightly in our favour",
     "learned from without their partners": "in our favour",
 }
 

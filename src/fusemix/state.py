@@ -18,7 +18,7 @@ from fusemix.data.latents import ItemLatents
 from fusemix.data.store import difference
 from fusemix.errors import DataError, MismatchError, StoreError
 
-FORMAT = "fusemix-model-9"
+FORMAT = "fusemix-model-10"
 
 
 @dataclass(frozen=True)

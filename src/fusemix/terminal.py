@@ -1,5 +1,6 @@
 """What the command line draws: progress bars on stderr, tables and hits on stdout."""
 
+import json
 import shutil
 import sys
 import time
@@ -118,6 +119,9 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         say(f"what failed and why: {Path(out) / 'failed.parquet'}; once mended, try them again with --retry-failed")
     for names, count in result["partners"].items():  # of more than two modalities, of which a fit joins two
         say(f"  {names}: {_number(count, 'row')}")
+    if len(result["modalities"]) == 1:
+        say(f"next: fusemix fit LATENTS --unpaired {out} -o model, or fusemix index MODEL {out} -o index")
+        return
     most = max(result["partners"], key=lambda names: result["partners"][names], default="")
     which = "".join(f" --modality {name}" for name in most.split(" and ")) if most else ""
     say(f"next: fusemix fit {out} -o model{which}")
@@ -141,8 +145,14 @@ def show_survey(forecast: "Mapping[str, Forecast]", rows: int, out: Path, max_fa
     say(f"in all {size(need)} of {size(free)} free{enough}, {duration(sum(c.seconds for c in forecast.values()))}")
 
 
-def show_forecast(networks: "Sequence[FitForecast]", minutes: float | None = None) -> None:
+def show_forecast(networks: "Sequence[FitForecast]", minutes: float | None = None, as_json: bool = False) -> None:
     """Print what each network of a fit would cost, and what that rests on."""
+    if as_json:
+        say(json.dumps({"networks": [each.to_dict() for each in networks]}, indent=2))
+        return
+    if not networks:
+        say("closed forms alone, which take seconds to minutes; nothing was fitted")
+        return
     first = networks[0]
     widths = " and ".join(f"{name} ({width:,} numbers)" for name, width in first.modalities.items())
     say(f"{first.pairs:,} pairs of {widths}; nothing was trained")

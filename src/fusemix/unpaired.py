@@ -11,7 +11,7 @@ from fusemix.state import Side
 
 
 def without_partners(
-    given: Sequence[Latents] | Mapping[str, ArrayLike], train: Latents
+    given: Latents | Sequence[Latents] | Mapping[str, ArrayLike], train: Latents
 ) -> dict[str, list[ItemLatents]]:
     """Return items without partners, by modality.
 
@@ -20,13 +20,18 @@ def without_partners(
         train: the pairs that they go with.
 
     Raises:
-        DataError: no modality of the pairs, latents of another shape, or values that are not finite.
+        DataError: no modality of the pairs, no items, latents of another shape, or values that are not finite.
         MismatchError: latents of another encoder.
     """
     found: dict[str, list[ItemLatents]] = {}
     if isinstance(given, Mapping):
         given = [Latents.from_arrays("arrays", **{name: array}) for name, array in given.items()]
-    for latents in given:
+    for latents in [given] if isinstance(given, Latents) else given:
+        if not isinstance(latents, Latents):
+            raise DataError(
+                f"unpaired: wanted Latents, or arrays by modality such as unpaired={{{train.modalities[0]!r}: array}}, "
+                f"got {type(latents).__name__}"
+            )
         allowed = latents.take(~np.isin(latents.splits, ("val", "test")))
         names = [name for name in allowed.modalities if name in train.modalities]
         if not names:
@@ -36,4 +41,9 @@ def without_partners(
         for name in names:
             Side.of(train.items[name]).check(allowed.items[name])
             found.setdefault(name, []).append(allowed[name])
-    return {name: parts for name, parts in found.items() if any(map(len, parts))}
+    kept = {name: parts for name, parts in found.items() if any(map(len, parts))}
+    if found and not kept:
+        raise DataError(
+            "unpaired: no item is left beside those of the splits val and test, from which nothing is learned"
+        )
+    return kept

@@ -278,7 +278,7 @@ class Refined(AnyAdapter):
 
     def land(self, latents: Tensor) -> Tensor:
         """Map latents into the shared space, of whatever length: (B, D) -> (B, S), float32."""
-        z = self.augment((latents - self.shift) @ self.map)
+        z = self.augment(((latents - self.shift) @ self.map).float())  # what flows past the blocks stays float32
         refined: Tensor = (self.blocks(z) + self.turn(z)).float()
         return refined
 

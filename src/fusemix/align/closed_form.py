@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fusemix.align.moments import Moments
 
+_SEEN = 1e-6  # of the largest singular value of a cross-covariance: below it is rounding
 _TINY = 1e-12  # keeps a covariance that is all zero invertible
 
 
@@ -102,10 +103,12 @@ def in_deviations(m: Moments, form: ClosedForm) -> ClosedForm:
 def procrustes(m: Moments) -> ClosedForm:
     """Rotate both sides so that their cross-covariance is diagonal (Schoenemann, 1966): CCA that whitens nothing.
 
-    U diag(c) V' = Cxy; map_x = U, map_y = V. It shrinks nothing, so its shrinkage is 0.
+    U diag(c) V' = Cxy; map_x = U, map_y = V, without directions that fewer items than numbers say nothing of: where c
+    is 0 they are any. It shrinks nothing, so its shrinkage is 0.
     """
-    u, _, vt = torch.linalg.svd(m.xy, full_matrices=False)
-    return _single(m, u, vt.T, 0.0)
+    u, c, vt = torch.linalg.svd(m.xy, full_matrices=False)
+    seen = max(1, int((c > _SEEN * c[0]).sum()))
+    return _single(m, u[:, :seen], vt[:seen].T, 0.0)
 
 
 CLOSED_FORMS: dict[str, Callable[[Moments, float], ClosedForm]] = {"ridge": ridge, "cca": cca}

@@ -74,8 +74,8 @@ def read_pairs(
             the groups at random.
         root: folder that file names are relative to; by default the folder of the table.
         seed: of the random split.
-        **columns: modality="column", at least two, in your own words: image="photo", text="title". Without any,
-            the columns "image" and "text".
+        **columns: modality="column", in your own words: image="photo", text="title"; two or more to fit, one of items
+            without partners. Without any, the columns "image" and "text".
 
     Raises:
         DataError: a missing file or column, no rows, or files that are not where the table says.
@@ -84,8 +84,6 @@ def read_pairs(
     for name in RESERVED & set(columns):
         raise DataError(f"a modality cannot be called {name!r}, which is an option; choose another word")
     columns = columns or {"image": "image", "text": "text"}
-    if len(columns) < 2:
-        raise DataError(f"a pair needs at least two modalities, got {', '.join(columns)}; name another column")
     reading = read_source(source, Path(root) if root is not None else None)
     table = reading.table
     for name in [*columns.values(), *(name for name in (group, split) if name is not None)]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fusemix.data.latents import Latents, open_latents
-from fusemix.errors import FusemixError
+from fusemix.errors import DataError, FusemixError
 from fusemix.fit import foresee
 from fusemix.studies.trials import Numbers, Pool, Trial, run_trial
 from fusemix.training.device import find_device
@@ -147,7 +147,10 @@ def open_pool(folders: tuple[Path, ...], place: int) -> Pool:
     Raises:
         DataError: a folder that does not hold these pairs.
     """
-    pool = Pool.of(open_latents(folders[0]))
+    latents = open_latents(folders[0])
+    if len(latents.modalities) != 2:
+        raise DataError(f"a study joins two modalities, {folders[0]} has {' and '.join(latents.modalities)}")
+    pool = Pool.of(latents)
     if place == 0:
         return pool
     other = open_latents(folders[place])

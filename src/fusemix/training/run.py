@@ -16,7 +16,7 @@ from fusemix.data.health import Health
 from fusemix.data.latents import Latents
 from fusemix.data.store import difference
 from fusemix.errors import DivergedError, MismatchError
-from fusemix.ranks import barrier, ranks
+from fusemix.ranks import barrier, least, ranks
 from fusemix.training import checkpoint
 from fusemix.training.feed import BLOCK, fits, open_feed
 from fusemix.training.forecast import step_flops
@@ -80,7 +80,7 @@ class Run:
             target = health[train.modalities["xy".index(config.lock)]]
             adapters.landing.aim(target.mean, target.deviation)
         group = distributed.group.WORLD if self.world > 1 else None
-        self.resident = self.agree(fits(train, device), distributed.ReduceOp.MIN)
+        self.resident = bool(least(fits(train, device)))
         self.order = Order.of(len(train), config, 1 if self.resident else BLOCK)
         flops = step_flops(config, adapters.dims, self.order.batch_size) * self.order.steps * config.epochs
         compiled = compiling_pays(flops, device)
@@ -121,7 +121,7 @@ class Run:
         epoch = len(self.history) + 1
         record = {"epoch": epoch, "step": self.step, "loss": self.recent_loss(self.order.steps), **self.rates()}
         if self.val is not None and validated(epoch, self.config.epochs):
-            record["val"] = validate(self.adapters, self.val)
+            record["val"] = least(validate(self.adapters, self.val))  # which says when to stop
             if math.isnan(record["val"]):
                 self._diverged(self.order.steps - 1, "the validation embeddings became NaN after")
         with self.interrupts.held():
@@ -232,14 +232,6 @@ class Run:
             self.order = Order.of(len(self.pairs), self.config, record["block"])
             device = self.losses.device
             self.feed = open_feed(self.pairs, self.order, device, self.rank, self.world, self.resident)
-
-    def agree(self, here: bool, how: Any = distributed.ReduceOp.MAX) -> bool:
-        """Tell whether something holds for any process, or, with MIN, for every one."""
-        if self.world == 1:
-            return here
-        answer = torch.tensor(int(here))
-        distributed.all_reduce(answer, how)
-        return bool(answer)
 
 
 def _identity(train: Latents, val: Latents | None, config: FitConfig, health: dict[str, Health]) -> dict[str, Any]:

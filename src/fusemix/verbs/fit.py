@@ -1,6 +1,7 @@
 """`fusemix fit`."""
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,16 +105,14 @@ def fit(
         raise DataError("--val train: pairs that are trained on cannot choose the epoch; give another split, or none")
     held = pairs.only(val) if val in pairs.splits or val not in ("val", "none") else None
     train = fm.Subset.train(pairs, subset, keep)
+    others = _alone(unpaired or (), train)
     if dry_run:
-        costs = model.forecast(train, val=held, onto=space)
-        found = {"networks": [each.to_dict() for each in costs]}
-        say(json.dumps(found, indent=2)) if as_json else show_forecast(costs, minutes)
+        show_forecast(model.forecast(train, val=held, onto=space), minutes, as_json)
         return
     first = ranks()[0] == 0  # of several processes one speaks
     claim(out)  # before a tracker begins a run
     listener = tracker(track, str(out), model.config(len(train)).to_dict(), out) if track and first else nullcontext()
     with Bars(quiet or not first) as bars, listener as told:
-        others = [fm.open_latents(each) for each in unpaired or ()]
         model.fit(train, val=held, unpaired=others, onto=space, out=out, track=told, progress=bars)
     if not first:
         return
@@ -124,7 +123,9 @@ def fit(
         typer.echo(json.dumps({"out": str(out), **model.facts_, "config": model.config_.to_dict()}, indent=2))
         return
     _show(model, val if held is not None else None)
-    say(f"next: fusemix evaluate {out} {latents}")
+    # A split to measure on may be missing, or have another name.
+    measured = {"test", "val"} & set(pairs.splits)
+    say(f"next: fusemix evaluate {out} {latents}" if measured else f"next: fusemix index {out} {latents} -o index")
 
 
 def _space(onto: Path | None, out: Path) -> "FuseMix | None":
@@ -144,9 +145,26 @@ def _two(latents: Path, modality: list[str] | None) -> "Latents":
 
     pairs = fm.open_latents(latents, modality)
     if len(pairs.modalities) != 2:
-        found = ", ".join(fm.open_latents(latents).modalities)
-        raise DataError(f"a fit joins two modalities; name two of them with --modality, of: {found}")
+        found = fm.open_latents(latents).modalities
+        if len(found) == 1:
+            raise DataError(
+                f"a fit joins two modalities, and {latents} has {found[0]} alone: learn from it beside pairs, with "
+                f"--unpaired {latents}"
+            )
+        raise DataError(f"a fit joins two modalities; name two of them with --modality, of: {', '.join(found)}")
     return pairs
+
+
+def _alone(folders: Sequence[Path], train: "Latents") -> "list[Latents]":
+    """Open what may lack partners: each modality by itself, so that a row may lack any other."""
+    import fusemix as fm
+
+    found = []
+    for folder in folders:
+        whole = fm.open_latents(folder)
+        known = [name for name in whole.modalities if name in train.modalities]
+        found += [fm.open_latents(folder, [name]) for name in known] or [whole]  # of which `fit` says what it lacks
+    return found
 
 
 def _show(model: "FuseMix", val: str | None) -> None:
@@ -157,10 +175,12 @@ def _show(model: "FuseMix", val: str | None) -> None:
     say(f"{facts['pairs']:,} pairs, {facts['parameters']:,} numbers learned, {facts['seconds']:g} s")
     if model.history_:
         steps, epochs = int(model.history_[-1]["step"]), len(model.history_)
-        say(f"trained {steps:,} steps of {facts['batch_size']:,}; {_kept(model, epochs)}")
-    where = f"{facts['val_pairs']:,} {val} pairs" if val is not None else "training pairs that were held out"
-    for place, (what, recall) in enumerate(facts["tried"].items()):
-        say(f"{'chose' if not place else '  not'} {what}: mean R@1, 5, 10 both ways of {recall:.1f} on {where}")
+        kept = _kept(model, epochs) if facts["best_epoch"] is not None else "not kept"
+        say(f"trained {steps:,} steps of {facts['batch_size']:,}; {kept}")
+    where = f"{facts['judged']:,} {f'{val} pairs' if val is not None else 'training pairs that were held out'}"
+    for what, recall in sorted(facts["tried"].items(), key=lambda each: each[0] != facts["chosen"]):
+        mark = "chose" if what == facts["chosen"] else "  not"
+        say(f"{mark} {what}: mean R@1, 5, 10 both ways of {recall:.1f} on {where}")
     if facts["hubs"]["strength"]:
         say(f"hubs corrected by {facts['hubs']['strength']:g}; without, {facts['hubs']['uncorrected']:.1f}")
     for note in facts["notes"]:
