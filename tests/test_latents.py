@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import fusemix as fm
 from fusemix.data.latents import Latents, open_latents
 from fusemix.data.mapped import Mapped
 from fusemix.data.pairs import read_pairs
@@ -262,3 +263,24 @@ def test_damaged_or_foreign_pairs_say_what_to_do(tmp_path):
     message = refusal(lambda: open_latents(tmp_path / "out"), StoreError)
     assert "not of fusemix" in message
     assert "delete it and extract again" in message
+
+
+def test_equal_rows_of_an_array_are_one_item_and_those_of_the_first_one_group():
+    rng = np.random.default_rng(0)
+    pictures, captions = rng.normal(size=(30, 4)).astype("f4"), rng.normal(size=(150, 3)).astype("f4")
+    found = Latents.from_arrays(image=np.repeat(pictures, 5, axis=0), text=captions)
+    assert (len(found), len(found["image"]), len(found["text"]), len(np.unique(found.groups))) == (150, 30, 150, 30)
+    assert np.array_equal(found["image"].numpy()[found.rows["image"]], np.repeat(pictures, 5, axis=0))
+    turned = Latents.from_arrays(text=captions, image=np.repeat(pictures, 5, axis=0))
+    assert len(turned["image"]) == 30 and len(np.unique(turned.groups)) == 150, "groups are of the first"
+    model = fm.FuseMix(adapter="cca").fit(found)
+    assert model.evaluate(found).retrieval["image->text"].queries == 30
+
+
+def test_what_is_no_array_of_numbers_is_told():
+    import torch
+
+    with pytest.raises(DataError, match="text: wanted an array .* of numbers, got list"):
+        Latents.from_arrays(image=np.ones((2, 2)), text=[["a"], ["b"]])
+    x = torch.ones(2, 3, requires_grad=True)
+    assert Latents.from_arrays(image=x)["image"].rows.shape == (1, 3)

@@ -77,7 +77,7 @@ def run_demo(
     examples = timed("search", lambda: _answer(model, latents, test, folder, progress))
     commands = [
         f"fusemix serve {folder}/index",
-        f'fusemix search {folder}/index "snowman"',
+        f'fusemix search {folder}/index "smiling face"',
         f"fusemix evaluate {folder}/model {folder}/latents --split test",
         f"fusemix extract {folder}/symbols.csv --image image=hog --text text=minilm -o my-latents",
         "fusemix fit my-latents -o my-model",

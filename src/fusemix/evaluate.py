@@ -24,6 +24,7 @@ from fusemix.data.latents import Latents
 Embed = Callable[[str, Any], Tensor]
 """Maps (modality, latents (N, D), LatentRows or a tensor) to embeddings (N, S), unit norm."""
 
+FEW_QUERIES = 20  # below, a figure is one or two items' luck
 LANDINGS = 2000
 
 
@@ -174,6 +175,14 @@ def _score_one_way(
         median_rank=float(np.median(ranks)),
         mean_ap=float(average_precisions(queries, gallery, relevance).mean()),
     )
+
+
+def few(retrieval: dict[str, Scores]) -> list[str]:
+    """Say how coarse the figures are, where few queries made them."""
+    queries = min(scores.queries for scores in retrieval.values())
+    if queries >= FEW_QUERIES:
+        return []
+    return [f"{queries} queries tell little: one more that is right is {100 / queries:.1f} points"]
 
 
 def score_landing(land: Embed, latents: Latents, locked: str) -> Closeness | None:

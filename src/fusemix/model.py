@@ -23,7 +23,7 @@ from fusemix.data.latents import ItemLatents, Latents, as_latents
 from fusemix.data.rows import LatentRows
 from fusemix.encoders import Encoder
 from fusemix.errors import DataError, MismatchError, NotFittedError, choices
-from fusemix.evaluate import Evaluation, chance, score, score_landing
+from fusemix.evaluate import Evaluation, chance, few, score, score_landing
 from fusemix.fit import locked
 from fusemix.fuse import Fused, foresee_networks, fuse
 from fusemix.generation import Draw, Generator, generate
@@ -93,7 +93,7 @@ class FuseMix(Parameters):
         and writes.
 
         Args:
-            x: latents of pairs; or an array (N, Dx).
+            x: latents of pairs; or an array (N, Dx), whose equal rows are one item, see `Latents.from_arrays`.
             y: array (N, Dy) whose row i belongs to row i of x.
             val: pairs that choose; of a network alone the epoch, and with an empty set or None that is the last one.
                 Otherwise a tenth of the training groups is held out where none are given.
@@ -114,8 +114,7 @@ class FuseMix(Parameters):
         """
         started = time.perf_counter()
         train = as_latents(x, y)
-        if isinstance(val, tuple):
-            val = as_latents(*val)
+        val = as_latents(*val) if isinstance(val, tuple) else val
         if val is not None and not len(val):
             val = None
         join_ranks()
@@ -140,10 +139,13 @@ class FuseMix(Parameters):
         canaries = {name: train.items[name].canaries for name in train.modalities}
         self.canaries_ = {name: latents for name, latents in canaries.items() if latents is not None}
         self.baselines_ = _baselines(fused, progress)
+        width = self.embed_latents(first, torch.zeros(1, self.sides_[first].dim)).shape[1]
+        if self.dim not in (None, width):
+            fused.notes.append(f"dim={self.dim} is the width of a network; {fused.facts()['chosen']} is {width} wide")
         self.seen_ = note_seen(train, val, others if fused.learned else {})
         self.facts_ = {
             **_counts(train, val),
-            "dim": self.embed_latents(first, torch.zeros(1, self.sides_[first].dim)).shape[1],
+            "dim": width,
             "parameters": sum(side.numbers for side in fused.adapters.values()),
             **fused.facts(),
             "seconds": round(time.perf_counter() - started + (fused.trained.earlier if fused.trained else 0.0), 1),
@@ -152,14 +154,24 @@ class FuseMix(Parameters):
             write_curves(fused.trained.history, fused.trained.best_epoch, folder)
         return self
 
-    def forecast(self, train: Latents, val: Latents | None = None, onto: "FuseMix | None" = None) -> list[Forecast]:
+    def forecast(
+        self,
+        x: Latents | ArrayLike,
+        y: ArrayLike | None = None,
+        *,
+        val: Latents | tuple[ArrayLike, ArrayLike] | None = None,
+        onto: "FuseMix | None" = None,
+    ) -> list[Forecast]:
         """Say what each network of a fit would cost at most, in time, memory and FLOPs; trains nothing.
 
         Closed forms, and the choice among all, take seconds to minutes more; where they are all, the list is empty.
+        Arguments as of `fit`.
 
         Raises:
             DataError: pairs that cannot be fitted, or validation pairs that do not go with them.
         """
+        train = as_latents(x, y)
+        val = as_latents(*val) if isinstance(val, tuple) else val
         if val is not None:
             check_validation(train, val)
         device = find_device(self.device)
@@ -179,7 +191,7 @@ class FuseMix(Parameters):
 
     def score(self, x: ArrayLike, y: ArrayLike) -> float:
         """Return the mean R@1 of both directions, in [0, 1]; row i of x belongs to row i of y."""
-        ways = self.evaluate(as_latents(x, y)).retrieval.values()
+        ways = self.evaluate(x, y).retrieval.values()
         return float(np.mean([scores.recall[1] for scores in ways])) / 100
 
     def embed_latents(self, modality: str, latents: ArrayLike | Tensor) -> NDArray[np.float32]:
@@ -250,13 +262,18 @@ class FuseMix(Parameters):
         self._query_encoder(modality).use(encoder, decode)
         return self
 
-    def evaluate(self, latents: Latents) -> Evaluation:
+    def evaluate(self, x: Latents | ArrayLike, y: ArrayLike | None = None) -> Evaluation:
         """Measure retrieval both ways, beside chance, ridge and CCA.
+
+        Args:
+            x: latents of pairs; or an array (N, Dx), for a model that was fitted on arrays.
+            y: array (N, Dy) whose row i belongs to row i of x.
 
         Raises:
             DataError: no pairs.
             MismatchError: latents of other encoders or modalities than the model's.
         """
+        latents = as_latents(x, y)
         self._fitted()._check(latents)
         if not len(latents):
             raise DataError("there are no pairs to evaluate on")
@@ -270,7 +287,7 @@ class FuseMix(Parameters):
             len(latents),
             retrieval,
             {"chance": chance(latents), **baselines},
-            [*([str(close)] if close else []), *overlap(self.seen_, latents)],
+            [*([str(close)] if close else []), *overlap(self.seen_, latents), *few(retrieval)],
             close,
             uncorrected if self.hubs_ is not None else None,
         )

@@ -198,18 +198,17 @@ class Latents:
 
     @classmethod
     def from_arrays(cls, split: str = "arrays", **arrays: ArrayLike) -> "Latents":
-        """Pair arrays row by row.
+        """Pair arrays row by row. Equal rows of an array are one item, as an image is that has five captions.
 
         Args:
             split: name to give these pairs.
-            **arrays: modality=(N, D) array; the same N everywhere.
+            **arrays: modality=(N, D) array; the same N everywhere. Rows that share an item of the first are one group,
+                of which no part is held out to judge the others.
 
         Raises:
-            DataError: shapes that do not pair, or values that are not finite.
+            DataError: no numbers, shapes that do not pair, or values that are not finite.
         """
-        tensors = {
-            name: torch.from_numpy(np.array(np.asarray(array), dtype=np.float32)) for name, array in arrays.items()
-        }
+        tensors = {name: _floats(name, array) for name, array in arrays.items()}
         for name, tensor in tensors.items():
             if tensor.ndim != 2:
                 raise DataError(f"{name}: wanted latents of shape (N, D), got {tuple(tensor.shape)}")
@@ -220,17 +219,32 @@ class Latents:
         if len(set(sizes.values())) > 1:
             raise DataError(f"row i of each array must belong together, but the arrays have {sizes} rows")
         count = next(iter(sizes.values()), 0)
-        items = {name: _vectors(name, tensor) for name, tensor in tensors.items()}
         numbers = np.arange(count)
+        items, rows = {}, {}
+        for name, tensor in tensors.items():
+            items[name], rows[name] = _vectors(name, tensor)
         late = LateTable(lambda: pa.table({"row": numbers}))
-        return cls(items, dict.fromkeys(arrays, numbers), numbers, np.full(count, split), late)
+        return cls(items, rows, next(iter(rows.values()), numbers), np.full(count, split), late)
 
 
-def _vectors(modality: str, tensor: Tensor) -> ItemLatents:
-    """Make items of latents (n, D) that came without any; their ids are hashes."""
-    ids = pa.array([content_hash(row.tobytes()) for row in tensor.numpy()], pa.string())
-    table = pa.table({"id": ids, "value": pa.nulls(len(ids), pa.string())})
-    return ItemLatents(modality, "vector", LateTable(lambda: table), LatentRows.of(tensor))
+def _floats(modality: str, array: ArrayLike | Tensor) -> Tensor:
+    """Return an array as float32 on the CPU, a copy."""
+    if isinstance(array, Tensor):
+        return array.detach().cpu().float().clone()
+    try:
+        return torch.from_numpy(np.array(np.asarray(array), dtype=np.float32))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{modality}: wanted an array (N, D) of numbers, got {type(array).__name__}: {error}") from None
+
+
+def _vectors(modality: str, tensor: Tensor) -> tuple[ItemLatents, NDArray[np.int64]]:
+    """Make distinct items of latents (N, D) that came without any, and return the item of each; ids are hashes."""
+    hashes = [content_hash(row.tobytes()) for row in tensor.numpy()]
+    item_of = {id_: item for item, id_ in enumerate(dict.fromkeys(hashes))}
+    rows = np.array([item_of[id_] for id_ in hashes], np.int64)
+    table = pa.table({"id": pa.array([*item_of], pa.string()), "value": pa.nulls(len(item_of), pa.string())})
+    first = torch.from_numpy(np.unique(rows, return_index=True)[1])
+    return ItemLatents(modality, "vector", LateTable(lambda: table), LatentRows.of(tensor[first])), rows
 
 
 def as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
@@ -241,10 +255,10 @@ def as_latents(x: Latents | ArrayLike, y: ArrayLike | None = None) -> Latents:
     """
     if isinstance(x, Latents):
         if y is not None:
-            raise DataError("fit takes Latents alone: give the validation pairs as val=")
+            raise DataError("Latents hold both sides of the pairs: give validation pairs as val=")
         return x
     if y is None:
-        raise DataError("fit takes Latents, or two arrays whose rows belong together")
+        raise DataError("wanted Latents, or two arrays whose rows belong together, got one array")
     return Latents.from_arrays(x=x, y=y)
 
 
