@@ -294,8 +294,8 @@ BUGS = [
         "np.bincount(np.arange(len(gains)) % len(distinct), gains -", "tests/test_fuse.py",
     ),
     Bug(
-        "a network tried that cannot catch up", "fuse.py", "networks[0], known, held)) > LEAD",
-        "networks[0], known, held)) > 100", "tests/test_fuse.py",
+        "a network tried that cannot catch up", "fuse.py", "lead(closed.ways[0], one, known, held)) > LEAD",
+        "lead(closed.ways[0], one, known, held)) > 100", "tests/test_fuse.py",
     ),
     Bug(
         "the second network not foreseen", "fuse.py", "costs.append(foresee(", "print(foresee(", "tests/test_fuse.py",

@@ -58,7 +58,7 @@ def place(world, tmp_path_factory) -> Path:
 def test_evaluate_prints_one_json_object(place):
     result = json.loads(fusemix("evaluate", "m", "l", "--json", cwd=place).stdout)
     assert (result["split"], result["rows"]) == ("test", 50)
-    assert set(result) == {"split", "rows", "retrieval", "baselines", "notes"}
+    assert set(result) == {"split", "rows", "retrieval", "uncorrected", "baselines", "notes"}
 
 
 def test_evaluate_prints_a_table_and_writes_a_report(place):

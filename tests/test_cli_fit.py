@@ -79,7 +79,7 @@ def test_what_was_chosen_and_what_was_not_are_said(place):
     words = ["fit", "l", "-o", "chosen", "--epochs", "2", "--dim", "8", "-q"]
     lines = fusemix(*words, cwd=place).stdout.splitlines()
     facts = fm.FuseMix.load(place / "chosen").facts_
-    of = lambda what: f"{what}: mean R@1, 5, 10 both ways of {facts['tried'][what]:.1f} on 100 val pairs"  # noqa: E731
+    of = lambda what: f"{what}: mean R@1, 5, 10 both ways of {facts['tried'][what]:.1f} on 100 pairs of val"  # noqa: E731
     assert [line for line in lines if line.startswith("chose ")] == [f"chose {of(facts['chosen'])}"]
     assert [line for line in lines if line.startswith("  not ")] == [
         f"  not {of(what)}" for what in facts["tried"] if what != facts["chosen"]

@@ -95,13 +95,24 @@ def test_without_validation_some_training_groups_judge_and_the_closed_form_then_
 
 
 def test_pairs_of_any_split_may_be_trained_on_and_then_some_of_them_judge():
-    assert quick().fit(pairs(60, split="test")).facts_["tried"]
+    facts = quick().fit(pairs(250, split="test")).facts_
+    assert facts["tried"] and facts["judged"] == 25 and facts["judges"] == "train, held out"
 
 
-def test_too_few_pairs_to_hold_any_out_are_joined_by_a_closed_form_uncorrected():
-    model = quick().fit(pairs(12))
-    assert model.config_.adapter == "cca" and model.hubs_ is None and model.facts_["tried"] == {}
-    assert model.facts_["temperature"] == 0.07
+def test_too_few_pairs_to_choose_by_are_joined_by_a_closed_form():
+    """Its shrinkage is that which suits a corrected search of its folds, and so it is corrected."""
+    model = quick().fit(pairs(60))
+    assert model.config_.adapter == "cca" and model.facts_["tried"] == {} and model.history_ == []
+    assert model.hubs_.strength == STRENGTH and model.facts_["hubs"]["uncorrected"] is None
+    assert model.facts_["temperature"] < 0.07
+    few = quick().fit(pairs(60), val=pairs(19, 1))
+    assert few.facts_["judged"] == 0 and any("19 validation pairs are too few" in note for note in few.facts_["notes"])
+    assert np.array_equal(few.embed_latents("image", np.eye(60)), model.embed_latents("image", np.eye(60)))
+    assert quick().fit(pairs(60), val=pairs(20, 1)).facts_["judged"] == 20
+    instead = quick().fit(pairs(250), val=pairs(19, 1)).facts_
+    assert (instead["judged"], instead["judges"]) == (25, "train, held out")
+    lone = quick().fit(pairs(5))
+    assert lone.hubs_ is None and lone.facts_["temperature"] == 0.07, "nobody chose a shrinkage either"
     assert quick(adapter="both").fit(pairs(12)).config_.adapter == "both"
     two = quick().fit(pairs(2))
     assert np.isfinite(two.embed_latents("image", pairs(2)["image"].latents)).all()
@@ -242,6 +253,23 @@ def test_items_of_val_and_test_are_never_learned_from():
         assert len(found["image"]) == count and torch.equal(found["image"], x[5:])  # 5 of 30 are in val
 
 
+def test_items_without_partners_are_learned_from_where_nobody_can_judge_because_that_was_asked():
+    x, y = shared(200, seed=3)
+    model = quick().fit(pairs(30), unpaired={"image": x.numpy(), "text": y.numpy()})
+    assert "learned from items without partners" in model.facts_["chosen"] and model.facts_["judged"] == 0
+    assert not np.array_equal(model.transform(x, y)[0], quick().fit(pairs(30)).transform(x, y)[0])
+    notes = model.evaluate(Latents.from_arrays("more", image=x.numpy(), text=y.numpy())).notes
+    assert any("learned from without their partners" in note for note in notes)
+
+
+def test_what_was_looked_at_and_not_learned_from_is_not_said_to_be():
+    x, y = shared(200, seed=3)
+    noise = {"image": np.random.default_rng(0).normal(size=x.shape), "text": y.numpy()}
+    model = quick().fit(pairs(150), val=pairs(60, 1), unpaired=noise)
+    seen = model.seen_["learned from without their partners/image"]
+    assert bool(len(seen)) == ("learned from items" in model.facts_["chosen"] or model.hubs_ is not None)
+
+
 def test_what_cannot_be_learned_from_says_so():
     train = pairs(10)
     with pytest.raises(DataError, match="wanted items of image or text, got audio"):
@@ -303,11 +331,11 @@ def test_a_few_items_without_partners_do_no_harm():
 
 
 def test_the_items_that_are_held_out_to_choose_by_are_not_learned_from():
-    train = pairs(100)
+    train = pairs(300)
     _, held = hold_out(train, 0)
     found = latents_of(without_partners([train], train), held)
     judges = held["image"].latents
-    assert len(found["image"]) == 90 and not any(bool((found["image"] == judge).all(dim=1).any()) for judge in judges)
+    assert len(found["image"]) == 270 and not any(bool((found["image"] == judge).all(dim=1).any()) for judge in judges)
 
 
 def test_what_trains_nothing_is_not_forecast():
@@ -329,9 +357,9 @@ def test_every_network_is_forecast():
     learned = sum(p.numel() for side in refining(form, config) for p in side.parameters())
     assert two.parameters == pytest.approx(learned, rel=0.01)
     # Without pairs to choose by, a tenth of the groups does and is not trained on.
-    assert [cost.pairs for cost in fm.FuseMix(epochs=3).forecast(train)] == [135, 135]
+    assert [cost.pairs for cost in fm.FuseMix(epochs=3).forecast(pairs(250))] == [225, 225]
     assert len(fm.FuseMix(recipe="scaled", epochs=3).forecast(train)) == 1
-    assert len(fm.FuseMix(epochs=3, settings={"refine": False}).forecast(train)) == 1
+    assert len(fm.FuseMix(epochs=3, settings={"refine": False}).forecast(train, val=val)) == 1
 
 
 def test_a_network_begins_as_cca_and_learns_what_to_add():

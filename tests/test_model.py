@@ -149,7 +149,7 @@ def test_arrays_that_do_not_pair_are_refused():
 
 def test_validation_pairs_in_the_place_of_y_are_not_ignored(latents):
     train, val, _ = latents.split()
-    with pytest.raises(DataError, match="give the validation pairs as val="):
+    with pytest.raises(DataError, match="give validation pairs as val="):
         fm.FuseMix(epochs=1).fit(train, val)
 
 

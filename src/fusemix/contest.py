@@ -110,7 +110,7 @@ class Winner:
         strength: of the correction of hubs, 0 for none.
         tried: mean R@1, 5, 10 of both ways, in [0, 100], of each way with the strength that suits it; the best first.
         uncorrected: that of the winner without correction; NaN where nobody judged.
-        judged: pairs that judged.
+        judged: pairs that judged, of the split `judges`.
         temperature: by which its cosines say most about who belongs to whom, see `calibrate`.
         notes: why it is not the first of `tried`, where it is not.
     """
@@ -120,6 +120,7 @@ class Winner:
     tried: dict[str, float]
     uncorrected: float
     judged: int
+    judges: str
     temperature: float
     notes: tuple[str, ...] = ()
 
@@ -132,7 +133,7 @@ def linear(form: ClosedForm, modalities: Sequence[str]) -> Sided:
 
 def contest(
     closed: Sequence[Way], trained: Sequence[Way], known: Sequence[Tensor], held: Latents | None,
-    *, only: bool = False, shares: Sequence[float] = SHARES,
+    *, only: bool = False, shares: Sequence[float] = SHARES, usual: float = STRENGTH,
 ) -> Winner:  # fmt: skip
     """Let ways compete on held-out pairs.
 
@@ -146,11 +147,12 @@ def contest(
         known: latents of known items of x and of y, for the bias of hubs.
         held: the pairs; with None nobody judges, and it is the first closed form, with what was trained.
         only: trained adapters only beside a closed form, and no closed form alone.
+        usual: strength of the correction of hubs that the first closed form was fitted for.
         shares: of the trained adapters in sums of scores; none where a space that is there cannot be widened.
     """
     if held is None:
         way = closed[0] if not trained else closed[0].joined(trained[0], torch.tensor([0.5, 0.5]))
-        return Winner(way, 0.0, {}, math.nan, 0, UNKNOWN_TEMPERATURE)
+        return Winner(way, 0.0, {}, math.nan, 0, "", UNKNOWN_TEMPERATURE)
     some, sides, rows = _judges(held, tuple(closed[0].adapters))
     entries = [Entry.of(way, sides, known) for way in closed]
     networks = [Entry.of(way, sides, known) for way in trained]
@@ -163,16 +165,19 @@ def contest(
     best = order[0]
     notes: tuple[str, ...] = ()
     if not only:
-        usual = STRENGTHS.index(STRENGTH)
+        first = STRENGTHS.index(usual)
         groups = tuple(_groups(side, some.groups) for side in rows)
-        ahead = recalls[best][at[best]] - recalls[0][usual]
-        noise = _error(ranks[best][at[best]], ranks[0][usual], groups)
+        ahead = recalls[best][at[best]] - recalls[0][first]
+        noise = _error(ranks[best][at[best]], ranks[0][first], groups)
         if ahead <= ERRORS * noise:
             notes = (_unclear(entries[best], ahead, noise, entries[0]),) if best else ()
-            best, at[0] = 0, usual
+            best, at[0] = 0, first
     tried = sorted(((entries[i].way.what, round(recalls[i][at[i]], 2)) for i in order), key=lambda each: -each[1])
     temperature = calibrate(entries[best].x, entries[best].y, rows)
-    return Winner(entries[best].way, STRENGTHS[at[best]], dict(tried), recalls[best][0], len(some), temperature, notes)
+    return Winner(
+        entries[best].way, STRENGTHS[at[best]], dict(tried), recalls[best][0], len(some), some.split_name, temperature,
+        notes,
+    )  # fmt: skip
 
 
 def lead(form: Way, network: Way, known: Sequence[Tensor], held: Latents) -> float:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from fusemix.align.closed_form import ClosedForm, in_deviations
-from fusemix.align.folds import RANK, Folds, cca_for_search, settings_for_search
+from fusemix.align.folds import RANK, STRENGTH, Folds, cca_for_search, settings_for_search
 from fusemix.align.hubness import BANK, spaced
 from fusemix.align.moments import Moments
 from fusemix.align.transport import PLAN_NUMBERS, Unpaired, learn_unpaired
 from fusemix.config import FitConfig
-from fusemix.contest import SHARES, Sided, Way, Winner, contest, lead, linear
+from fusemix.contest import SHARES, Sided, Way, Winner, calibrate, contest, lead, linear
 from fusemix.data.latents import ItemLatents, Latents
 from fusemix.errors import DataError
 from fusemix.fit import WIDEST, Fitted, foresee, too_wide, widest
@@ -34,7 +34,7 @@ from fusemix.training.forecast import Forecast
 from fusemix.training.journal import Track
 from fusemix.training.validation import embed
 
-FEWEST_GROUPS = 20  # of which a part can be held out to choose by
+FEWEST_JUDGES = 20  # groups that can choose: ten recordings of sounds chose networks that found less than CCA
 HELD_SHARE, MOST_HELD = 0.1, 1000  # of the training groups, where no validation pairs are given
 UNPAIRED_SHARE, UNPAIRED_SHRINKAGE = 0.8, 1.0  # what items without partners count, and how CCA is then shrunk
 TRAINED, REFINED = "trained adapters", "refined cca"
@@ -85,6 +85,7 @@ class Fused:
             "chosen": won.way.what if won else TRAINED,
             "tried": won.tried if won else {},
             "judged": won.judged if won else 0,
+            "judges": won.judges if won else "",
             "hubs": {
                 "strength": self.strength,
                 "uncorrected": None if not won or math.isnan(won.uncorrected) else round(won.uncorrected, 2),
@@ -102,7 +103,8 @@ def fuse(
 
     Args:
         train: pairs to train on; two modalities.
-        val: pairs to choose by; None holds out a tenth of the training groups where there is something to choose.
+        val: pairs to choose by; None, or fewer than 20 groups, holds out a tenth of the training groups where there is
+            something to choose, and where even those are fewer nobody chooses.
         config: all settings.
         device: where to train.
         progress: called as it goes.
@@ -121,38 +123,25 @@ def fuse(
         folds = None if wide else folds_of(train, config.seed)
         return Fused(trained.adapters, trainer, folds, {}, 0.0, trained, [*trained.notes, *ignored])
     _check_width(train, config)
-    part, held = (train, val) if val is not None else hold_out(train, config.seed)
-    notes = [note for found in check_pairs(part).values() for note in found.notes()]
+    part, held, notes = _judges(train, val, config)
+    notes += [note for found in check_pairs(part).values() for note in found.notes()]
     if held is not None:
         check_validation(part, held)
     others = latents_of(unpaired, held)
-    closed = _Closed.of(part, others if held is not None else {}, config, progress)
-    if unpaired and held is None:
-        closed.notes.append("items without partners were left out: too few groups of pairs to tell whether they help")
+    closed = _Closed.of(part, others, config, progress)
     known = [_known(part, others if closed.pool else {}, name) for name in part.modalities]
-    trained, refined, trainer = None, None, config
-    networks: list[Way] = []
+    made = _Trained([], [None], config, [])
     if config.adapter == "both" or (config.adapter == "auto" and held is not None):
-        start = closed.start() if config.refine and held is not None else None
-        trained, trainer = network.train(part, held, least=int(config.adapter == "both"), start=start)
-        notes = trained.notes if trained is not None else [*notes, "no time was left to train a network"]
-        if trained is not None:
-            networks.append(Way(TRAINED, "mlp", trained.adapters))
-        if (
-            trained is not None
-            and start
-            and held is not None
-            and least(lead(closed.ways[0], networks[0], known, held)) > LEAD
-        ):
-            notes = [*notes, "no network that begins as CCA was trained, as the other one is far ahead of CCA"]
-        elif trained is not None and start is not None:
-            refined = replace(network.refine(part, held, start, trainer), earlier=trained.earlier)
-            networks.append(Way(REFINED, "mlp", refined.adapters))
+        made = _Trained.of(network, closed, part, held, known)
     progress("choose", 0, 1)
-    shares = SHARES if config.lock == "none" else ()
-    won = contest(closed.ways, networks, known, held, only=config.adapter == "both", shares=shares)
+    if held is None and not made.ways:
+        won = closed.unjudged()
+    else:
+        shares = SHARES if config.lock == "none" else ()
+        only = config.adapter == "both"
+        won = contest(closed.ways, made.ways, known, held, only=only, shares=shares, usual=closed.strength)
     progress("choose", 1, 1)
-    trained = refined if REFINED in won.way.what else trained
+    trained = made.fitted[-1 if REFINED in won.way.what else 0]
     adapters, folds = won.way.adapters, closed.folds
     if part is not train and won.way.kind != "mlp":  # what was held out is taken in again, where that costs nothing
         folds = folds_of(train, config.seed)
@@ -163,9 +152,45 @@ def fuse(
     banks = {name: embed(side, some).half().float() for (name, side), some in sides} if won.strength else {}
     # The bias of hubs looks at items without partners, too, whoever learned from them.
     learned = won.way.unpaired or (closed.pool is not None and won.strength > 0)
-    made = trainer.changed({"adapter": won.way.kind, "refine": config.refine})
-    notes = [*notes, *closed.notes, *won.notes]
-    return Fused(adapters, made, folds, banks, won.strength, trained, notes, learned, won)
+    settings = made.config.changed({"adapter": won.way.kind, "refine": config.refine})
+    notes = list(dict.fromkeys([*notes, *made.notes, *closed.notes, *won.notes]))
+    return Fused(adapters, settings, folds, banks, won.strength, trained, notes, learned, won)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Networks beside closed forms.
+
+    Attributes:
+        ways: what came out, the one that begins at random first; none where there was no time.
+        fitted: the same, as they were trained.
+        config: all settings, with the epochs there was time for.
+        notes: in words.
+    """
+
+    ways: list[Way]
+    fitted: list[Fitted | None]
+    config: FitConfig
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls, network: Networks, closed: "_Closed", part: Latents, held: Latents | None, known: Sequence[Tensor]
+    ) -> "_Trained":
+        """Train a network that begins at random, and, where somebody judges and it may win, one that begins as CCA."""
+        config = network.config
+        start = closed.start() if config.refine and held is not None else None
+        first, trainer = network.train(part, held, least=int(config.adapter == "both"), start=start)
+        if first is None:
+            return cls([], [None], trainer, ["no time was left to train a network"])
+        one = Way(TRAINED, "mlp", first.adapters)
+        if start is None or held is None:
+            return cls([one], [first], trainer, first.notes)
+        if least(lead(closed.ways[0], one, known, held)) > LEAD:
+            left_out = "no network that begins as CCA was trained, as the other one is far ahead of CCA"
+            return cls([one], [first], trainer, [*first.notes, left_out])
+        second = replace(network.refine(part, held, start, trainer), earlier=first.earlier)
+        return cls([one, Way(REFINED, "mlp", second.adapters)], [first, second], trainer, first.notes)
 
 
 def foresee_networks(train: Latents, val: Latents | None, config: FitConfig, device: torch.device) -> list[Forecast]:
@@ -177,7 +202,7 @@ def foresee_networks(train: Latents, val: Latents | None, config: FitConfig, dev
     if config.adapter == "mlp" or (config.adapter == "auto" and too_wide(train)):
         return [foresee(train, config, device, val)]
     _check_width(train, config)
-    part, held = (train, val) if val is not None else hold_out(train, config.seed)
+    part, held, _ = _judges(train, val, config)
     if config.adapter not in ("auto", "both") or (config.adapter == "auto" and held is None):
         check_pairs(train)
         return []
@@ -199,14 +224,26 @@ def _check_width(train: Latents, config: FitConfig) -> None:
         )
 
 
+def _judges(train: Latents, val: Latents | None, config: FitConfig) -> tuple[Latents, Latents | None, list[str]]:
+    """Return the pairs to train on, those to choose by, and what is odd about that."""
+    if val is not None and len(np.unique(val.groups)) >= FEWEST_JUDGES:
+        return train, val, []
+    part, held = hold_out(train, config.seed)
+    if val is None:
+        return part, held, []
+    instead = "nobody chose" if held is None else "a tenth of the training groups chose instead"
+    return part, held, [f"{len(val):,} validation pairs are too few groups to choose by: {instead}"]
+
+
 def hold_out(train: Latents, seed: int) -> tuple[Latents, Latents | None]:
-    """Return the pairs without a tenth of their groups, and those; None where there are too few groups."""
+    """Return the pairs without a tenth of their groups, and those; None where that is too few groups."""
     groups = np.random.default_rng(seed).permutation(np.unique(train.groups))
-    if len(groups) < FEWEST_GROUPS:
+    count = min(MOST_HELD, round(HELD_SHARE * len(groups)))
+    if count < FEWEST_JUDGES:
         return train, None
-    held = np.isin(train.groups, groups[: min(MOST_HELD, round(HELD_SHARE * len(groups)))])
+    held = np.isin(train.groups, groups[:count])
     # Whoever trains on a split may also choose on it, whatever its name.
-    judges = replace(train.take(held), splits=np.full(held.sum(), "held out"))
+    judges = replace(train.take(held), splits=np.full(held.sum(), "train, held out"))
     return train.take(~held), judges
 
 
@@ -255,6 +292,20 @@ class _Closed:
             closed.ways.append(Way(f"{form} that learned from items without partners", form, sides, unpaired=True))
             progress(LEARN, 1, 1)
         return closed
+
+    @property
+    def strength(self) -> float:
+        """The correction of hubs that the shrinkage was chosen for; 0 where nobody chose it."""
+        return STRENGTH if self.folds.judges else 0.0
+
+    def unjudged(self) -> Winner:
+        """Return the last form, where nobody can choose: what learned from items without partners was asked for."""
+        if not self.folds.judges:
+            return contest(self.ways[-1:], [], [], None)
+        judge = self.folds.judges[0]
+        form = self.make(judge.moments)
+        temperature = calibrate(form.embed_x(judge.x), form.embed_y(judge.y), judge.rows)
+        return Winner(self.ways[-1], self.strength, {}, math.nan, 0, "", temperature)
 
     def start(self) -> ClosedForm:
         """Return what a network begins as: CCA of the same pairs, with more shrinkage.

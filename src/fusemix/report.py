@@ -149,7 +149,7 @@ def _used(model: FuseMix, seconds: dict[str, float]) -> str:
         name: f"{side.encoder.get('name', 'arrays')} ({side.dim} numbers), frozen"
         for name, side in model.sides_.items()
     }
-    entries["pairs"] = f"{facts['pairs']:,} to train, {facts['val_pairs']:,} to choose by"
+    entries["pairs"] = f"{facts['pairs']:,} to train, {facts['judged'] or facts['val_pairs']:,} to choose by"
     tried = ", ".join(f"{what} {recall:.1f}" for what, recall in facts["tried"].items())
     entries["chosen"] = facts["chosen"] + (f" (of mean R@1, 5, 10 on pairs to choose by: {tried})" if tried else "")
     entries["adapters"] = f"{facts['dim']} shared dimensions, {facts['parameters']:,} numbers learned"

@@ -157,12 +157,18 @@ class State:
         subset = facts.get("subset")
         picked = f", picked by {subset['by']} from {subset['n']:,}" if subset else ""
         epoch = "" if facts["best_epoch"] is None else f"; epoch {facts['best_epoch']} of the training"
-        judges = f"chosen on {facts['val_pairs']:,} pairs of {', '.join(facts['chosen_on'])}"
+        judges = "no validation split chose"
+        if facts["judged"]:
+            judges = f"chosen on {facts['judged']:,} pairs of {facts['judges']}"
+        elif facts["chosen_on"]:
+            judges = f"chosen on {facts['val_pairs']:,} pairs of {', '.join(facts['chosen_on'])}"
         tried = "".join(f"\n- {what}: {recall:.1f}" for what, recall in facts["tried"].items())
         if tried:
             tried = f" Mean R@1, 5, 10 of both ways on the pairs that chose:\n{tried}"
         if self.hubs is not None:
-            tried += f"\n\nHubs are corrected by {self.hubs.strength:g}; without, {facts['hubs']['uncorrected']:.1f}."
+            without = facts["hubs"]["uncorrected"]
+            tried += f"\n\nHubs are corrected by {self.hubs.strength:g}"
+            tried += "." if without is None else f"; without, {without:.1f}."
         hub = facts["onto"]
         landed = f" {first} lands in the space of another model, which embeds {hub} in the same way." if hub else ""
         return f"""# {first} and {second} in one space
@@ -172,7 +178,7 @@ Adapters fitted with fusemix (after FuseMix, arXiv 2312.10144) to the latents of
 {encoders}
 
 {facts["pairs"]:,} pairs of {", ".join(facts["trained_on"])}{picked}; {facts["parameters"]:,} numbers \
-learned{epoch}; {judges if facts["chosen_on"] else "no validation split chose"}; {facts["seconds"]:g} s.
+learned{epoch}; {judges}; {facts["seconds"]:g} s.
 
 What they are: {facts["chosen"]}.{landed}{tried}
 

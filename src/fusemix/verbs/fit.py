@@ -122,7 +122,7 @@ def fit(
     if as_json:
         typer.echo(json.dumps({"out": str(out), **model.facts_, "config": model.config_.to_dict()}, indent=2))
         return
-    _show(model, val if held is not None else None)
+    _show(model)
     # A split to measure on may be missing, or have another name.
     measured = {"test", "val"} & set(pairs.splits)
     say(f"next: fusemix evaluate {out} {latents}" if measured else f"next: fusemix index {out} {latents} -o index")
@@ -167,7 +167,7 @@ def _alone(folders: Sequence[Path], train: "Latents") -> "list[Latents]":
     return found
 
 
-def _show(model: "FuseMix", val: str | None) -> None:
+def _show(model: "FuseMix") -> None:
     """Say what a fit came to."""
     from fusemix.terminal import say
 
@@ -177,12 +177,16 @@ def _show(model: "FuseMix", val: str | None) -> None:
         steps, epochs = int(model.history_[-1]["step"]), len(model.history_)
         kept = _kept(model, epochs) if facts["best_epoch"] is not None else "not kept"
         say(f"trained {steps:,} steps of {facts['batch_size']:,}; {kept}")
-    where = f"{facts['judged']:,} {f'{val} pairs' if val is not None else 'training pairs that were held out'}"
+    where = f"{facts['judged']:,} pairs of {facts['judges']}"
     for what, recall in sorted(facts["tried"].items(), key=lambda each: each[0] != facts["chosen"]):
         mark = "chose" if what == facts["chosen"] else "  not"
         say(f"{mark} {what}: mean R@1, 5, 10 both ways of {recall:.1f} on {where}")
     if facts["hubs"]["strength"]:
-        say(f"hubs corrected by {facts['hubs']['strength']:g}; without, {facts['hubs']['uncorrected']:.1f}")
+        without = facts["hubs"]["uncorrected"]
+        beside = "" if without is None else f"; without, {without:.1f}"
+        say(f"hubs corrected by {facts['hubs']['strength']:g}{beside}")
+    if not facts["tried"] and facts["best_epoch"] is None:
+        say(f"{facts['chosen']} alone: there are too few pairs for others to be told from it")
     for note in facts["notes"]:
         say(f"note: {note}")
 
