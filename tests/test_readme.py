@@ -86,7 +86,7 @@ def test_the_array_line_runs():
     rng = np.random.default_rng(0)
     scope = {"fm": fm, "X": rng.normal(size=(30, 6)), "Y": rng.normal(size=(30, 5))}
     exec(line[1], scope)
-    assert scope["Zx"].shape == (30, 256)
+    assert scope["Zx"].shape == scope["Zy"].shape == (30, 5), "CCA has as many directions as the narrower side"
 
 
 def test_every_figure_of_the_results_table_is_in_results_md():

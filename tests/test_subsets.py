@@ -175,7 +175,7 @@ def test_a_dry_run_picks_nothing(latents, tmp_path):
 def test_a_fit_trains_on_a_subset(latents, tmp_path):
     folder = latents_folder(latents)
     select(fm.open_latents(folder), 60).save(tmp_path / "s.parquet")
-    words = ["fit", folder, "--subset", tmp_path / "s.parquet", "-o", "m", "--dry-run", "--json"]
+    words = ["fit", folder, "--subset", tmp_path / "s.parquet", "-o", "m", "--recipe", "scaled", "--dry-run", "--json"]
     for given, pairs in ((["--keep", 40], 40), ([], 60)):
         assert {cost["pairs"] for cost in json.loads(run(*words, *given))["networks"]} == {pairs}
     assert len(Subset.train(latents, None)) == 160
