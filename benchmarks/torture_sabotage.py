@@ -286,7 +286,7 @@ BUGS = [
         "for word, layer in split(pooling)[:1]], dim=1)", "tests/test_pooling.py",
     ),
     Bug(
-        "what is ahead by chance kept", "contest.py", "if ahead <= ERRORS * noise", "if ahead <= 0",
+        "what is ahead by chance kept", "contest.py", "if ahead <= errors * noise", "if ahead <= 0",
         "tests/test_fuse.py",
     ),
     Bug(

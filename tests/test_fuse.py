@@ -178,6 +178,26 @@ def test_a_way_that_is_ahead_by_chance_is_not_kept_and_that_is_told():
     assert won.way.what == "simple" and not won.notes, "what is ahead beyond doubt"
 
 
+def test_many_judges_need_one_standard_error_and_few_need_two(monkeypatch):
+    train = pairs(200, noise=3)
+    known = [train[name].rows.whole() for name in train]
+    good = fm.FuseMix(adapter="cca").fit(train).adapters_
+    noise = torch.Generator().manual_seed(0)
+    poor = {
+        name: Linear(side.shift, side.map + side.map.std() * torch.randn(side.map.shape, generator=noise))
+        for name, side in good.items()
+    }
+    ways = [Way("poor", "cca", poor), Way("good", "cca", good)]
+    for judges, errors in ((99, 2), (100, 1)):
+        held = pairs(judges, 1, noise=3)
+        tried = contest(ways, [], known, held).tried
+        ahead = tried["good"] - max(contest(ways[:1], [], known, held).tried.values())
+        for share, kept in ((0.9, "good"), (1.1, "poor")):
+            monkeypatch.setattr("fusemix.contest._error", lambda *_, error=share * ahead / errors: error)
+            assert contest(ways, [], known, held).way.what == kept, (judges, share)
+        monkeypatch.undo()
+
+
 def test_the_error_of_a_difference_is_that_of_whole_groups():
     """Captions of one picture stand or fall together: as a bootstrap of pictures says, whichever side comes first."""
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from fusemix.training.validation import Sides, embed
 SHARES = (0.3, 0.5, 0.7)  # of the trained adapters in a score; the rest is the closed form's
 _SPREAD_OF = 1000  # known items of either side
 MOST_JUDGED = 10_000  # held-out pairs: more tell no more, and every way is scored on all against all
-ERRORS = 2.0  # standard errors by which a way must be ahead of the simplest
+MANY_JUDGES, FEW_JUDGES_ERRORS = 100, 2.0  # groups below which one standard error is not enough to be ahead by
 UNKNOWN_TEMPERATURE = 0.07  # where nobody judges
 _TEMPERATURES = tuple(0.005 * 1.2**i for i in range(26))  # to 0.48
 _JUDGED = 2000
@@ -137,9 +137,10 @@ def contest(
 ) -> Winner:  # fmt: skip
     """Let ways compete on held-out pairs.
 
-    It is the best where that is ahead of the simplest closed form by more than two standard errors of the difference,
-    and else that form, corrected as it was when its shrinkage was chosen: of a dozen ways, and of three strengths, the
-    best on 34 held-out sounds was best by chance, and found less among others.
+    It is the best where that is ahead of the simplest closed form by more than one standard error of the difference
+    (Breiman et al., 1984), or two where fewer than 100 groups judge, and else that form, corrected as it was when its
+    shrinkage was chosen: of a dozen ways, and of three strengths, the best on 34 held-out sounds was best by chance,
+    and found less among others.
 
     Args:
         closed: closed forms, the simplest first.
@@ -169,8 +170,9 @@ def contest(
         groups = tuple(_groups(side, some.groups) for side in rows)
         ahead = recalls[best][at[best]] - recalls[0][first]
         noise = _error(ranks[best][at[best]], ranks[0][first], groups)
-        if ahead <= ERRORS * noise:
-            notes = (_unclear(entries[best], ahead, noise, entries[0]),) if best else ()
+        errors = 1.0 if len(np.unique(some.groups)) >= MANY_JUDGES else FEW_JUDGES_ERRORS
+        if ahead <= errors * noise:
+            notes = (_unclear(entries[best], ahead, errors, noise, entries[0]),) if best else ()
             best, at[0] = 0, first
     tried = sorted(((entries[i].way.what, round(recalls[i][at[i]], 2)) for i in order), key=lambda each: -each[1])
     temperature = calibrate(entries[best].x, entries[best].y, rows)
@@ -221,10 +223,11 @@ def _error(ranks: Ranks, others: Ranks, groups: tuple[NDArray[np.int64], ...]) -
     return float(np.sqrt(np.square(shares).sum() * len(distinct) / (len(distinct) - 1)))
 
 
-def _unclear(first: Entry, ahead: float, noise: float, simplest: Entry) -> str:
+def _unclear(first: Entry, ahead: float, errors: float, noise: float, simplest: Entry) -> str:
     """Say why the best way was not kept."""
     more = f"{first.way.what} found {ahead:.1f} more in held-out pairs than {simplest.way.what}"
-    return f"{more}, which is less than {ERRORS:g} standard errors of {noise:.1f}, and was not kept"
+    needed = f"{errors:g} standard error{'s' if errors > 1 else ''}"
+    return f"{more}, which is less than {needed} of {noise:.1f}, and was not kept"
 
 
 def calibrate(x: Tensor, y: Tensor, rows: Rows) -> float:
