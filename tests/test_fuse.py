@@ -111,6 +111,8 @@ def test_too_few_pairs_to_choose_by_are_joined_by_a_closed_form():
     assert quick().fit(pairs(60), val=pairs(20, 1)).facts_["judged"] == 20
     instead = quick().fit(pairs(250), val=pairs(19, 1)).facts_
     assert (instead["judged"], instead["judges"]) == (25, "train, held out")
+    turned = quick(adapter="procrustes").fit(pairs(60))
+    assert turned.hubs_ is None, "nothing was chosen for it"
     lone = quick().fit(pairs(5))
     assert lone.hubs_ is None and lone.facts_["temperature"] == 0.07, "nobody chose a shrinkage either"
     assert quick(adapter="both").fit(pairs(12)).config_.adapter == "both"

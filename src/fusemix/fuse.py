@@ -295,8 +295,8 @@ class _Closed:
 
     @property
     def strength(self) -> float:
-        """The correction of hubs that the shrinkage was chosen for; 0 where nobody chose it."""
-        return STRENGTH if self.folds.judges else 0.0
+        """The correction of hubs that the shrinkage was chosen for; 0 where nobody chose it, or there is none."""
+        return STRENGTH if self.folds.judges and self.form.shrinkage else 0.0
 
     def unjudged(self) -> Winner:
         """Return the last form, where nobody can choose: what learned from items without partners was asked for."""

@@ -96,7 +96,7 @@ class FuseMix(Parameters):
             x: latents of pairs; or an array (N, Dx), whose equal rows are one item, see `Latents.from_arrays`.
             y: array (N, Dy) whose row i belongs to row i of x.
             val: pairs that choose; of a network alone the epoch, and with an empty set or None that is the last one.
-                Otherwise a tenth of the training groups is held out where none are given.
+                Otherwise a tenth of the training groups is held out where none, or fewer than 20 groups, are given.
             unpaired: items without partners, as arrays (n, D) by modality, or as latents, of which those of the splits
                 val and test, and those that are in `val`, are not looked at.
             onto: a fitted model that has one of the two modalities: the other one learns to land in its space, which

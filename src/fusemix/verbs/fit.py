@@ -186,7 +186,7 @@ def _show(model: "FuseMix") -> None:
         beside = "" if without is None else f"; without, {without:.1f}"
         say(f"hubs corrected by {facts['hubs']['strength']:g}{beside}")
     if not facts["tried"] and facts["best_epoch"] is None:
-        say(f"{facts['chosen']} alone: there are too few pairs for others to be told from it")
+        say(f"{facts['chosen']}: fewer than 20 groups could choose, so it was compared with nothing")
     for note in facts["notes"]:
         say(f"note: {note}")
 
